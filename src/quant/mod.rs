@@ -1,0 +1,153 @@
+//! Weight formats: block layout in the file, decoding, and the tiled layout on the device.
+//!
+//! [`QuantFormat`] is closed and every dispatch on it is exhaustive; a format is one file here
+//! (its [`Format`] implementation), one enum arm, one row in [`QuantFormat::describe`], and one
+//! header under `ptx/formats/`.
+
+pub mod tile;
+
+mod float;
+mod k_quants;
+mod legacy;
+
+pub use tile::{RowOrder, TileLayout};
+
+/// A weight format that every path of this crate serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum QuantFormat {
+    /// 32-bit IEEE float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16: the upper half of an f32.
+    Bf16,
+    /// 4 bits, one f16 scale per 32.
+    Q4_0,
+    /// 4 bits, f16 scale and f16 minimum per 32.
+    Q4_1,
+    /// 5 bits, one f16 scale per 32.
+    Q5_0,
+    /// 5 bits, f16 scale and f16 minimum per 32.
+    Q5_1,
+    /// 8 bits, one f16 scale per 32.
+    Q8_0,
+    /// 4 bits, 6-bit scales and minima per 32, f16 scale and minimum per 256.
+    Q4K,
+    /// 5 bits, 6-bit scales and minima per 32, f16 scale and minimum per 256.
+    Q5K,
+    /// 6 bits, 8-bit scales per 16, one f16 scale per 256.
+    Q6K,
+}
+
+/// How the device kernels multiply a format: decides activation staging and unit geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DotKind {
+    /// Integer tensor-core product of the quants with 16-bit fixed-point activations.
+    Integer,
+    /// Floating tensor-core product with activations split into several 16-bit terms.
+    Half,
+    /// f32 multiply-add.
+    Single,
+}
+
+/// What a weight format answers. No method has a default.
+pub trait Format: Sync {
+    /// Name as GGUF tools print it, for example `Q4_K`.
+    fn name(&self) -> &'static str;
+    /// Suffix of kernel names, for example `q4_k`.
+    fn suffix(&self) -> &'static str;
+    /// Type id in GGUF.
+    fn ggml_id(&self) -> u32;
+    /// Elements per block of the file.
+    fn block_elements(&self) -> usize;
+    /// Bytes per block of the file.
+    fn block_bytes(&self) -> usize;
+    /// Decodes one block, bit for bit as the GGUF reference does: f32, one rounding per written
+    /// operation, no fused multiply-add. `block` is `[block_bytes]`, `out` is `[block_elements]`.
+    fn decode(&self, block: &[u8], out: &mut [f32]);
+    /// How the device multiplies it.
+    fn dot_kind(&self) -> DotKind;
+    /// Columns of a full unit of the device layout ([`tile`]).
+    fn unit_columns(&self) -> usize;
+    /// Bytes of a unit of `columns` (`≤ unit_columns`, a multiple of [`tile::COLUMN_STEP`]).
+    fn unit_bytes(&self, columns: usize) -> usize;
+    /// Packs one unit: 16 rows, each the file's blocks of `columns` columns (an empty slice is a
+    /// row past the end of the matrix: zeros), into `out` `[unit_bytes(columns)]`.
+    fn pack_unit(&self, rows: &[&[u8]; tile::ROWS], columns: usize, out: &mut [u8]);
+    /// Writes one block of seeded random weights with zero mean and standard deviation `sigma`.
+    /// `bits` is an endless source of uniform 32-bit words.
+    fn synthesize(&self, sigma: f32, bits: &mut dyn FnMut() -> u32, block: &mut [u8]);
+}
+
+impl QuantFormat {
+    /// Every format, in the order of the enum.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
+    /// The format's answers.
+    pub fn describe(self) -> &'static dyn Format {
+        match self {
+            Self::F32 => &float::F32,
+            Self::F16 => &float::F16,
+            Self::Bf16 => &float::Bf16,
+            Self::Q4_0 => &legacy::Q4_0,
+            Self::Q4_1 => &legacy::Q4_1,
+            Self::Q5_0 => &legacy::Q5_0,
+            Self::Q5_1 => &legacy::Q5_1,
+            Self::Q8_0 => &legacy::Q8_0,
+            Self::Q4K => &k_quants::Q4K,
+            Self::Q5K => &k_quants::Q5K,
+            Self::Q6K => &k_quants::Q6K,
+        }
+    }
+
+    /// The format with this GGUF type id, if it is one of ours.
+    pub fn from_ggml_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.describe().ggml_id() == id)
+    }
+
+    /// Name as GGUF tools print it.
+    pub fn name(self) -> &'static str {
+        self.describe().name()
+    }
+
+    /// Suffix of kernel names.
+    pub fn suffix(self) -> &'static str {
+        self.describe().suffix()
+    }
+
+    /// Bytes of one row of `columns` elements in the file; `None` when a row is no whole number
+    /// of blocks or the size does not fit.
+    pub fn row_bytes(self, columns: usize) -> Option<usize> {
+        let f = self.describe();
+        (columns.is_multiple_of(f.block_elements()))
+            .then(|| (columns / f.block_elements()).checked_mul(f.block_bytes()))
+            .flatten()
+    }
+
+    /// Decodes one row: `row` `[row_bytes(out.len())]` into `out` `[columns]`.
+    pub fn decode_row(self, row: &[u8], out: &mut [f32]) {
+        let f = self.describe();
+        let blocks = row.chunks_exact(f.block_bytes());
+        for (block, out) in blocks.zip(out.chunks_exact_mut(f.block_elements())) {
+            f.decode(block, out);
+        }
+    }
+}
+
+impl std::fmt::Display for QuantFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
