@@ -1,1 +1,6 @@
-//! x
+//! A language model's decode step, recorded once as a plan and replayed as one CUDA graph.
+
+pub mod error;
+pub mod ops;
+pub mod plan;
+pub mod quant;

@@ -1,0 +1,316 @@
+//! Fused ops: each holds the plain ops that it replaces, and its reference runs them in order.
+
+use super::gemv::{self, Geometry, launch_with, norm_args, optional, tiles};
+use super::{
+    Add, Arg, Argmax, Buf, Describe, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec, Pairing,
+    RmsNorm, Rope, SwiGlu, Traffic, WeightId,
+};
+use crate::quant::QuantFormat;
+
+/// Norm, query, key and value projections with biases, rotation and cache append.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Qkv {
+    /// Of the residual stream.
+    pub norm: RmsNorm,
+    /// Query projection.
+    pub q: MatVec,
+    /// Key projection; its format is that of `q`.
+    pub k: MatVec,
+    /// Value projection.
+    pub v: MatVec,
+    /// Rotation of the queries.
+    pub rope_q: Rope,
+    /// Rotation of the keys.
+    pub rope_k: Rope,
+    /// Append of keys and values.
+    pub append: KvAppend,
+}
+
+impl Qkv {
+    /// Formats of (query and key, value) that have a common kernel beside the pairs of equals.
+    pub const MIXED: [(QuantFormat, QuantFormat); 3] = [
+        (QuantFormat::Q4K, QuantFormat::Q6K),
+        (QuantFormat::Q5K, QuantFormat::Q6K),
+        (QuantFormat::Q5_0, QuantFormat::Q8_0),
+    ];
+
+    /// Whether one kernel serves these formats of (query, key, value).
+    pub fn has_kernel(q: QuantFormat, k: QuantFormat, v: QuantFormat) -> bool {
+        q == k && (q == v || Self::MIXED.contains(&(q, v)))
+    }
+
+    pub(super) fn parts(&self) -> [&dyn Describe; 7] {
+        [&self.norm, &self.q, &self.k, &self.v, &self.rope_q, &self.rope_k, &self.append]
+    }
+}
+
+/// Weights that any of `parts` reads, each once.
+fn weights_of(parts: &[&dyn Describe]) -> Vec<WeightId> {
+    let mut ids: Vec<_> = parts.iter().flat_map(|p| p.weights()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Traffic of a fusion: weights and cache of every part, activations of the ends only.
+fn traffic_of(parts: &[&dyn Describe], position: u32, activations: u64) -> Traffic {
+    let sum: Traffic = parts.iter().map(|p| p.traffic(position)).sum();
+    Traffic { activations, ..sum }
+}
+
+impl Describe for Qkv {
+    fn name(&self) -> &'static str {
+        "qkv"
+    }
+
+    fn shape(&self) -> String {
+        let (q, k, v) = (&self.q.weight, &self.k.weight, &self.v.weight);
+        format!("[{}] → [{}+{}+{}] {}/{}", q.columns, q.rows, k.rows, v.rows, q.format, v.format)
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.norm.x]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.q.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        weights_of(&self.parts())
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let io = 4 * u64::from(self.q.weight.columns + self.q.weight.rows);
+        traffic_of(&self.parts(), position, io)
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        let (q, k, v) = (&self.q.weight, &self.k.weight, &self.v.weight);
+        let (fq, fv) = (q.format, v.format);
+        let total = tiles(q.rows) + tiles(k.rows) + tiles(v.rows);
+        let geometry = Geometry::new(gpu, &[fq, fv], q.columns, total);
+        let name = if fq == fv {
+            fq.suffix().to_owned()
+        } else {
+            format!("{}_{}", fq.suffix(), fv.suffix())
+        };
+        let module = if fq == fv { format!("gemv_{name}") } else { format!("qkv_{name}") };
+        let cache = &self.append.cache;
+        let mut args = vec![Arg::Step, Arg::Buf(self.norm.x)];
+        args.extend(norm_args(&self.norm));
+        args.extend([q, k, v].map(|w| Arg::Weight(w.id)));
+        args.extend([self.q.bias, self.k.bias, self.v.bias].map(optional));
+        args.extend([
+            Arg::Weight(self.rope_q.freqs.id),
+            Arg::Buf(self.q.out),
+            Arg::Keys(cache.layer),
+            Arg::Values(cache.layer),
+            Arg::U32(q.rows),
+            Arg::U32(k.rows),
+            Arg::U32(q.columns),
+            Arg::U32(cache.head_dim),
+            Arg::U32(self.rope_q.freqs.len),
+            Arg::U32(u32::from(self.rope_q.pairing == Pairing::Halves)),
+            Arg::F32(self.rope_q.magnitude),
+            Arg::U32(cache.capacity),
+            Arg::U32(u32::from(cache.kind == KvType::F32)),
+        ]);
+        launch_with(gpu, module, format!("qkv_{name}"), geometry, args)
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.parts().iter().for_each(|op| op.reference(mem));
+    }
+}
+
+/// Which projection back to the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Projection {
+    /// Attention output.
+    Output,
+    /// Feed-forward output.
+    Down,
+}
+
+/// A projection added to the residual stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Project {
+    /// The projection.
+    pub mat: MatVec,
+    /// The sum.
+    pub add: Add,
+    /// Which one.
+    pub which: Projection,
+}
+
+impl Describe for Project {
+    fn name(&self) -> &'static str {
+        match self.which {
+            Projection::Output => "o_proj",
+            Projection::Down => "down",
+        }
+    }
+
+    fn shape(&self) -> String {
+        self.mat.shape()
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.mat.x, self.add.out]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.add.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        self.mat.weights()
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let io = 4 * u64::from(self.mat.weight.columns + 2 * self.mat.weight.rows);
+        traffic_of(&[&self.mat, &self.add], position, io)
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        gemv::launch(gpu, self.name(), Some(self.add.out), &self.mat, self.add.out)
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.mat.reference(mem);
+        self.add.reference(mem);
+    }
+}
+
+/// Norm, gate and up projections and the gated activation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateUp {
+    /// Of the residual stream.
+    pub norm: RmsNorm,
+    /// Gate projection.
+    pub gate: MatVec,
+    /// Up projection, of the gate's format and shape.
+    pub up: MatVec,
+    /// Activation.
+    pub act: SwiGlu,
+}
+
+impl GateUp {
+    pub(super) fn parts(&self) -> [&dyn Describe; 4] {
+        [&self.norm, &self.gate, &self.up, &self.act]
+    }
+}
+
+impl Describe for GateUp {
+    fn name(&self) -> &'static str {
+        "gate_up"
+    }
+
+    fn shape(&self) -> String {
+        let w = &self.gate.weight;
+        format!("[{}] → 2×[{}] {}", w.columns, w.rows, w.format)
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.norm.x]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.act.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        weights_of(&self.parts())
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let io = 4 * u64::from(self.gate.weight.columns + self.gate.weight.rows);
+        traffic_of(&self.parts(), position, io)
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        let w = &self.gate.weight;
+        let f = w.format.suffix();
+        // A work item is a pair of tiles: the same rows of gate and up.
+        let geometry = Geometry::paired(gpu, w.format, w.columns, tiles(w.rows));
+        let mut args = vec![Arg::Step, Arg::Buf(self.norm.x)];
+        args.extend(norm_args(&self.norm));
+        args.extend([&self.gate, &self.up].map(|m| Arg::Weight(m.weight.id)));
+        args.extend([&self.gate, &self.up].map(|m| optional(m.bias)));
+        args.extend([Arg::Buf(self.act.out), Arg::U32(w.rows), Arg::U32(w.columns)]);
+        launch_with(gpu, format!("gemv_{f}"), format!("gate_up_{f}"), geometry, args)
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.parts().iter().for_each(|op| op.reference(mem));
+    }
+}
+
+/// Final norm, output head, choice of the next token and advance of the step state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LmHead {
+    /// Of the residual stream.
+    pub norm: RmsNorm,
+    /// Output head.
+    pub head: MatVec,
+    /// Choice and advance, by the block that finishes last.
+    pub argmax: Argmax,
+}
+
+impl LmHead {
+    pub(super) fn parts(&self) -> [&dyn Describe; 3] {
+        [&self.norm, &self.head, &self.argmax]
+    }
+}
+
+impl Describe for LmHead {
+    fn name(&self) -> &'static str {
+        "lm_head"
+    }
+
+    fn shape(&self) -> String {
+        self.head.shape()
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.norm.x]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.head.out, self.argmax.candidates]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        weights_of(&self.parts())
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let io = 4 * u64::from(self.head.weight.columns + self.head.weight.rows);
+        traffic_of(&self.parts(), position, io)
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        let w = &self.head.weight;
+        let f = w.format.suffix();
+        let geometry = Geometry::new(gpu, &[w.format], w.columns, tiles(w.rows));
+        let mut args = vec![Arg::Step, Arg::Buf(self.norm.x)];
+        args.extend(norm_args(&self.norm));
+        args.extend([
+            Arg::Weight(w.id),
+            optional(self.head.bias),
+            Arg::Buf(self.head.out),
+            Arg::Buf(self.argmax.candidates),
+            Arg::Counters,
+            Arg::Forced,
+            Arg::Ring,
+            Arg::U32(w.rows),
+            Arg::U32(w.columns),
+        ]);
+        launch_with(gpu, format!("gemv_{f}"), format!("lm_head_{f}"), geometry, args)
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.parts().iter().for_each(|op| op.reference(mem));
+    }
+}

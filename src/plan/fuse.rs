@@ -1,0 +1,126 @@
+//! Fusion: rules that replace a run of plain steps by one fused step. One rule a function.
+//!
+//! A rule looks at the steps from an index on and answers with the fused op and how many steps it
+//! replaces, or not at all: then the plain steps stay, which every backend runs as well.
+
+use super::{DecodePlan, Step};
+use crate::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
+use crate::ops::{Buf, Op};
+
+/// A fused op and the number of steps that it replaces.
+type Fused = Option<(Op, usize)>;
+
+/// The rules, tried in order at every step.
+const RULES: [fn(&[Step]) -> Fused; 4] = [qkv, gate_up, project, lm_head];
+
+/// Applies every rule wherever it fits.
+pub fn fuse(plan: &DecodePlan) -> DecodePlan {
+    let mut steps = Vec::new();
+    let mut i = 0;
+    while i < plan.steps.len() {
+        let rest = &plan.steps[i..];
+        match RULES.iter().find_map(|rule| rule(rest)) {
+            Some((op, n)) if !escapes(plan, i, n, &op) => {
+                let name = op.describe().name().to_owned();
+                let label = match rest[0].layer {
+                    Some(l) => format!("L{l:02}.{name}"),
+                    None => name,
+                };
+                steps.push(Step { label, layer: rest[0].layer, op });
+                i += n;
+            }
+            _ => {
+                steps.push(rest[0].clone());
+                i += 1;
+            }
+        }
+    }
+    DecodePlan { steps, ..plan.clone() }
+}
+
+/// Whether a buffer that the fused op keeps to itself is read by a step outside the run.
+fn escapes(plan: &DecodePlan, from: usize, n: usize, op: &Op) -> bool {
+    let kept = op.describe();
+    let visible: Vec<Buf> = kept.reads().into_iter().chain(kept.writes()).collect();
+    let inside: Vec<Buf> = op.buffers().into_iter().filter(|b| !visible.contains(b)).collect();
+    let outside = plan.steps[..from].iter().chain(&plan.steps[from + n..]);
+    outside.flat_map(|s| s.op.describe().reads()).any(|b| inside.contains(&b))
+}
+
+/// `rms_norm, matvec q, matvec k, matvec v, rope q, rope k, kv_append` → [`Qkv`].
+fn qkv(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, s3, s4, s5, s6, ..] = steps else { return None };
+    let (
+        Op::RmsNorm(norm),
+        Op::MatVec(q),
+        Op::MatVec(k),
+        Op::MatVec(v),
+        Op::Rope(rope_q),
+        Op::Rope(rope_k),
+        Op::KvAppend(append),
+    ) = (&s0.op, &s1.op, &s2.op, &s3.op, &s4.op, &s5.op, &s6.op)
+    else {
+        return None;
+    };
+    let one_input = [q, k, v].iter().all(|m| m.x == norm.out);
+    let chained = rope_q.x == q.out && rope_k.x == k.out && append.k == k.out && append.v == v.out;
+    let one_rotation = rope_q.freqs == rope_k.freqs
+        && rope_q.pairing == rope_k.pairing
+        && rope_q.magnitude == rope_k.magnitude;
+    let kernel = Qkv::has_kernel(q.weight.format, k.weight.format, v.weight.format);
+    // The epilogue rotates neighbours of a tile, so a tile must not straddle two heads.
+    let whole_tiles = rope_q.head_dim.is_multiple_of(16) && k.weight.rows == v.weight.rows;
+    (one_input && chained && one_rotation && kernel && whole_tiles).then(|| {
+        let op = Qkv {
+            norm: norm.clone(),
+            q: q.clone(),
+            k: k.clone(),
+            v: v.clone(),
+            rope_q: rope_q.clone(),
+            rope_k: rope_k.clone(),
+            append: append.clone(),
+        };
+        (Op::Qkv(Box::new(op)), 7)
+    })
+}
+
+/// `rms_norm, matvec gate, matvec up, swiglu` → [`GateUp`].
+fn gate_up(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, s3, ..] = steps else { return None };
+    let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::SwiGlu(act)) =
+        (&s0.op, &s1.op, &s2.op, &s3.op)
+    else {
+        return None;
+    };
+    let chained = gate.x == norm.out
+        && up.x == norm.out
+        && act.gate == gate.out
+        && act.up == up.out
+        && gate.weight.format == up.weight.format
+        && gate.weight.rows == up.weight.rows;
+    chained.then(|| {
+        let (norm, gate) = (norm.clone(), gate.clone());
+        (Op::GateUp(GateUp { norm, gate, up: up.clone(), act: act.clone() }), 4)
+    })
+}
+
+/// `matvec, add` → [`Project`].
+fn project(steps: &[Step]) -> Fused {
+    let [s0, s1, ..] = steps else { return None };
+    let (Op::MatVec(mat), Op::Add(add)) = (&s0.op, &s1.op) else { return None };
+    let which = if s0.label.ends_with("down") { Projection::Down } else { Projection::Output };
+    (add.x == mat.out)
+        .then(|| (Op::Project(Project { mat: mat.clone(), add: add.clone(), which }), 2))
+}
+
+/// `rms_norm, matvec, argmax` → [`LmHead`].
+fn lm_head(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, ..] = steps else { return None };
+    let (Op::RmsNorm(norm), Op::MatVec(head), Op::Argmax(argmax)) = (&s0.op, &s1.op, &s2.op) else {
+        return None;
+    };
+    (head.x == norm.out && argmax.logits == head.out).then(|| {
+        let (norm, head) = (norm.clone(), head.clone());
+        (Op::LmHead(LmHead { norm, head, argmax: argmax.clone() }), 3)
+    })
+}
