@@ -2,11 +2,12 @@
 
 use core::cell::Cell;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::ffi::CStr;
 use std::sync::Arc;
 
 use cust::error::CudaError;
+use once_cell::sync::OnceCell;
 
 use super::abi::Handle;
 use super::status;
@@ -276,14 +277,22 @@ struct Inner {
     device: Device,
     id: u64,
     freeze: Freeze,
-    /// The first fatal code, or 0.
-    lost: AtomicU32,
+    /// The first fatal error.
+    lost: OnceCell<Lost>,
+}
+
+/// The fault that lost a context.
+#[derive(Debug)]
+struct Lost {
+    at: String,
+    call: &'static str,
+    code: u32,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // A lost context is left to the end of the process: releasing it may not return.
-        if self.lost.load(Ordering::Acquire) == 0 {
+        if self.lost.get().is_none() {
             // SAFETY: dropped only here, and not used after.
             unsafe { ManuallyDrop::drop(&mut self.primary) };
         }
@@ -313,7 +322,7 @@ impl Context {
             .ok_or_else(|| Error::Internal("the driver returned a null context".to_owned()))?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let inner =
-            Inner { primary, raw, device, id, freeze: Freeze::default(), lost: AtomicU32::new(0) };
+            Inner { primary, raw, device, id, freeze: Freeze::default(), lost: OnceCell::new() };
         let context = Self { inner: Arc::new(inner) };
         // cust made its context current behind the back of `CURRENT`.
         CURRENT.set(0);
@@ -350,15 +359,14 @@ impl Context {
 
     /// The first fatal result code, after which nothing is asked of the driver any more.
     pub fn lost(&self) -> Option<u32> {
-        Some(self.inner.lost.load(Ordering::Acquire)).filter(|code| *code != 0)
+        self.inner.lost.get().map(|lost| lost.code)
     }
 
     /// Makes the context current on this thread; an error when it was lost. Asks the driver only
     /// when another context was current, so it costs nothing per token.
     #[inline]
     pub(super) fn enter(&self) -> Result<()> {
-        let lost = self.inner.lost.load(Ordering::Acquire);
-        if lost != 0 {
+        if let Some(lost) = self.inner.lost.get() {
             return Err(lost_before(lost));
         }
         if CURRENT.get() == self.inner.id {
@@ -385,7 +393,7 @@ impl Context {
 
     /// Whether a Drop may still free: the context is usable, and current now.
     pub(super) fn enter_to_free(&self) -> bool {
-        self.enter().is_ok()
+        self.inner.lost.get().is_none() && self.enter().is_ok()
     }
 
     /// `Ok` for 0, else the error; a fatal code marks the context as lost.
@@ -398,20 +406,20 @@ impl Context {
     fn fail(&self, at: &str, call: &'static str, code: u32) -> Error {
         let error = status::error(at, call, code);
         if let Error::Driver { fatal: true, .. } = error {
-            let lost = &self.inner.lost;
-            let _ = lost.compare_exchange(0, code, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = self.inner.lost.set(Lost { at: at.to_owned(), call, code });
         }
         error
     }
 }
 
+/// The first fault again, for everything that is asked after it.
 #[cold]
-fn lost_before(code: u32) -> Error {
+fn lost_before(lost: &Lost) -> Error {
     Error::Driver {
-        at: "the context was lost by an earlier fault".to_owned(),
-        call: "nothing more is asked of the driver: the earlier call",
-        code,
-        name: status::describe(code),
+        at: format!("the context was lost before, at {}", lost.at),
+        call: lost.call,
+        code: lost.code,
+        name: status::describe(lost.code),
         fatal: true,
     }
 }
