@@ -121,7 +121,7 @@ fn context() -> Context {
         // SAFETY: each entry keeps as much of its namesake's contract as these tests use.
         assert!(unsafe { api::install(table) });
     });
-    Context::new(Device::get(0).unwrap()).unwrap()
+    Device::get(0).and_then(Context::new).expect("the stand-ins answer")
 }
 
 #[test]

@@ -13,17 +13,17 @@ use decode_graph::cuda::driver::{
 };
 use decode_graph::error::{Error, Result};
 
-/// `increment`: counter[0] += 1. `add`: y[i] += x[i], i < n. `.version 7.0` is CUDA 11.0's.
+/// `increment`: counter[0] += 1. `add_vectors`: y[i] += x[i], i < n. `.version 7.0` is CUDA 11.0's.
 const PTX: &str = "
 .version 7.0
 .target sm_80
 .address_size 64
 
-.visible .entry increment(.param .u64 counter)
+.visible .entry increment(.param .u64 param_counter)
 {
     .reg .b32 %r<3>;
     .reg .b64 %rd<3>;
-    ld.param.u64 %rd1, [counter];
+    ld.param.u64 %rd1, [param_counter];
     cvta.to.global.u64 %rd2, %rd1;
     ld.global.u32 %r1, [%rd2];
     add.u32 %r2, %r1, 1;
@@ -31,15 +31,15 @@ const PTX: &str = "
     ret;
 }
 
-.visible .entry add(.param .u64 x, .param .u64 y, .param .u32 n)
+.visible .entry add_vectors(.param .u64 param_x, .param .u64 param_y, .param .u32 param_n)
 {
     .reg .pred %p<2>;
     .reg .f32 %f<4>;
     .reg .b32 %r<6>;
     .reg .b64 %rd<8>;
-    ld.param.u64 %rd1, [x];
-    ld.param.u64 %rd2, [y];
-    ld.param.u32 %r1, [n];
+    ld.param.u64 %rd1, [param_x];
+    ld.param.u64 %rd2, [param_y];
+    ld.param.u32 %r1, [param_n];
     mov.u32 %r2, %ctaid.x;
     mov.u32 %r3, %ntid.x;
     mov.u32 %r4, %tid.x;
@@ -90,7 +90,7 @@ impl Bench {
         let bench = Self {
             stream: Stream::new(context)?,
             increment: module.function("increment")?,
-            add: module.function("add")?,
+            add: module.function("add_vectors")?,
             counter: Arc::new(DeviceMemory::alloc(context, "counter", 4)?),
             x: Arc::new(DeviceMemory::alloc(context, "x", u64::from(N) * 4)?),
             y: Arc::new(DeviceMemory::alloc(context, "y", u64::from(N) * 4)?),
@@ -156,7 +156,7 @@ fn eager_launches_and_replays_of_the_capture_compute_the_same() {
     assert_eq!(kernels.len(), 2, "kernel parameters are told from CUDA 12.0 on");
     assert_eq!((kernels[1].grid, kernels[1].block), ([4, 1, 1], [256, 1, 1]));
     let names: Vec<_> = kernels.into_iter().filter_map(|k| k.name).collect();
-    assert!(names.is_empty() || names == ["increment", "add"], "{names:?}");
+    assert!(names.is_empty() || names == ["increment", "add_vectors"], "{names:?}");
     let edges = graph.edges().unwrap();
     assert!(matches!(edges[..], [Edge { from: 0, to: 1, programmatic: None | Some(false) }]));
 
@@ -339,7 +339,7 @@ fn code_that_does_not_compile_is_reported_with_the_compilers_words() {
     let module = Module::load(&context, "two kernels", PTX).unwrap();
     let text = module.function("subtract").unwrap_err().to_string();
     assert!(text.contains("two kernels: subtract: cuModuleGetFunction failed"), "{text}");
-    let used = module.function("add").unwrap().attributes().unwrap();
+    let used = module.function("add_vectors").unwrap().attributes().unwrap();
     assert!(used.registers > 0 && used.local_bytes == 0 && used.max_threads >= 256, "{used:?}");
     assert_eq!(context.lost(), None);
 }
@@ -352,7 +352,7 @@ fn a_device_tells_what_a_report_needs() {
     assert!(!info.name.is_empty() && info.pci_bus_id.contains(':'));
     assert!(info.compute_capability.0 >= 7 && info.sm_count > 0 && info.l2_bytes > 0);
     assert!(matches!(Device::get(9999), Err(Error::NoDevice(why)) if why.contains("9999")));
-    let add = Module::load(&context, "two kernels", PTX).unwrap().function("add").unwrap();
+    let add = Module::load(&context, "two kernels", PTX).unwrap().function("add_vectors").unwrap();
     add.set_max_dynamic_shared(info.shared_optin_bytes).unwrap();
     assert!(add.set_max_dynamic_shared(info.shared_optin_bytes + 1).is_err());
     profiler::start(&context).unwrap();

@@ -76,6 +76,7 @@ macro_rules! driver_api {
             #[inline]
             #[allow(non_snake_case)]
             #[allow(dead_code, reason = "cust makes some of these calls, through the table only")]
+            #[allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
             pub(super) unsafe fn $name($($arg: $ty),*) -> u32 {
                 calls::count_call();
                 match driver().$name {

@@ -197,8 +197,11 @@ fn libcuda() -> &'static Result<libloading::Library, String> {
     })
 }
 
-/// `Ok` when the driver library is there (or a test installed a table in its place); otherwise
-/// the loader's message, one line.
+/// Whether there is a driver library, or a test's table in its place.
+///
+/// # Errors
+///
+/// The loader's message, one line.
 pub fn driver_status() -> Result<(), &'static str> {
     if api::is_installed() {
         return Ok(());
