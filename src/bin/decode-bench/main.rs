@@ -1,1 +1,2 @@
-fn main(){}
+//! decode-bench
+fn main() {}
