@@ -22,9 +22,16 @@ pub const WARPS: u32 = 8;
 pub const MAX_SLOTS: u32 = 16;
 /// Tiles whose partial sums are held before they are added up.
 pub const FLUSH: u32 = 8;
-/// Bytes of the ring of a block that geometry aims at: two blocks share a multiprocessor, and a
-/// ring beyond what memory delivers while a block waits only delays the activations.
-pub const RING_BYTES: u32 = 80 * 1024;
+/// Bytes of a block's ring, at most. With [`SLOTS`] it leaves room for the next kernel's block on
+/// the same multiprocessor; a larger ring only delays the activations (measured: PERF.md).
+pub const RING_BYTES: u32 = 72 * 1024;
+/// Ring slots of a warp that geometry aims at.
+pub const SLOTS: u32 = 3;
+/// Bytes of a block's ring that are asked for before the activations are staged.
+pub const EARLY_BYTES: u32 = 40 * 1024;
+/// Shared memory of a block, at least: more than a third of a multiprocessor's, so that exactly
+/// two blocks (of two successive kernels) share it, never two of one kernel and one of the next.
+pub const LEAST_SHARED_BYTES: u32 = 78 * 1024;
 
 /// Bytes of the staged activations of one unit.
 pub fn activation_bytes(format: QuantFormat) -> u32 {
@@ -47,6 +54,8 @@ pub struct Geometry {
     pub grid: u32,
     /// Ring slots of a warp.
     pub slots: u32,
+    /// Slots that are filled before the activations are staged.
+    pub early: u32,
     /// Dynamic shared memory, bytes.
     pub shared_bytes: u32,
 }
@@ -63,21 +72,24 @@ impl Geometry {
     }
 
     fn of_items(gpu: &Gpu, formats: &[QuantFormat], columns: u32, items: u32, each: u32) -> Self {
-        let layout =
-            |f: &QuantFormat| TileLayout { format: *f, rows: 16, columns: columns as usize };
+        let layout = |f: &QuantFormat| TileLayout { format: *f, rows: 16, columns: columns as usize };
         let unit = formats.iter().map(|f| layout(f).unit_bytes() as u32).max().unwrap_or(16);
         let units = formats.iter().map(|f| layout(f).units() as u32).max().unwrap_or(1);
         let stage = formats.iter().map(|f| activation_bytes(*f)).max().unwrap_or(0) * units;
         let grid = gpu.sms.min(items).max(1);
         let per_warp = (items.div_ceil(grid) * each * units).div_ceil(WARPS);
-        let fixed = WARPS * MAX_SLOTS * 8 + stage + 2 * FLUSH * WARPS * tile::ROWS as u32 * 4 + 64;
-        // Two blocks and their reserved kilobyte each must fit a multiprocessor, unless one alone
-        // already takes more than half of it.
+        let sums = (2 * FLUSH * WARPS * tile::ROWS as u32 + WARPS) * 4;
+        let fixed = WARPS * MAX_SLOTS * 8 + stage + sums;
+        // A block reserves a kilobyte beside what it asks for. Two blocks must fit, unless the
+        // activations alone leave no room for two slots a warp.
         let half = (gpu.shared_per_block / 2).saturating_sub(1024);
         let budget = if half > fixed + WARPS * unit * 2 { half } else { gpu.shared_per_block };
         let room = budget.saturating_sub(fixed).min(RING_BYTES) / (WARPS * unit);
-        let slots = room.min(per_warp).clamp(1, MAX_SLOTS);
-        Self { grid, slots, shared_bytes: fixed + WARPS * slots * unit }
+        let slots = room.min(per_warp).clamp(1, SLOTS);
+        let early = (EARLY_BYTES / (WARPS * unit)).clamp(1, slots);
+        let used = fixed + WARPS * slots * unit;
+        let shared_bytes = used.max(LEAST_SHARED_BYTES.min(gpu.shared_per_block));
+        Self { grid, slots, early, shared_bytes }
     }
 }
 
@@ -104,7 +116,7 @@ pub(super) fn launch_with(
     geometry: Geometry,
     mut args: Vec<Arg>,
 ) -> Launch {
-    args.push(Arg::U32(geometry.slots));
+    args.extend([Arg::U32(geometry.slots), Arg::U32(geometry.early)]);
     Launch {
         module,
         kernel,

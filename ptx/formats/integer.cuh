@@ -1,0 +1,163 @@
+// Integer product of quants with 16-bit fixed-point activations, on tensor cores.
+//
+//   x = scale · v, |v| ≤ 32630 per unit; v = 256 hi + lo, hi and lo signed bytes
+//   mma.m16n8k32 (s32): A = 16 rows x 32 quants, B = 32 x 8: columns 2p and 2p + 1 carry hi and lo
+//   of sub-block p only (zeros elsewhere), so that the eight columns of D are the exact integer
+//   sums of four sub-blocks. Scales are applied in f32 (or in integers, where the range allows).
+//
+// The bound keeps hi, at most (32630 + 128) / 256 < 128, a signed byte however the quotient is rounded. The error of an activation is at most
+// 2^-16 of the largest of its 256: NMSE ≤ 2e-8.
+#pragma once
+#include "../gemv.cuh"
+
+namespace gemv {
+
+// Staged activations of a unit: hi bytes [256], 16 bytes of padding (the low bytes then fall into
+// other banks), lo bytes [256], sums of v over 16 columns s32 [16], scale f32.
+struct IntegerStage {
+    static constexpr int UNIT_COLUMNS = 256;
+    static constexpr int LOW = 272, SUMS = 528, SCALE = 592, STAGE_BYTES = 608;
+
+    static __device__ __forceinline__ void stage(uint8_t* record, const float (&x)[8], int lane) {
+        float largest = fabsf(x[0]);
+#pragma unroll
+        for (int j = 1; j < 8; j++)  // a NaN stays
+            asm("max.NaN.f32 %0, %1, %2;" : "=f"(largest) : "f"(largest), "f"(fabsf(x[j])));
+        // Non-negative floats order like their bits; NaN is above all.
+        largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
+        // Below the threshold the unit is zero; NaN and Inf reach the result through the scale.
+        const float inverse = largest > 1e-30f ? __fdividef(32630.f, largest) : 0.f;
+        const float scale = largest > 1e-30f || largest != largest ? largest * (1.f / 32630.f) : 0.f;
+        // Adding 1.5·2^23 leaves the rounded integer in the low bits; with 128 more, byte 1 is hi
+        // and byte 0 is lo with its top bit flipped.
+        constexpr float MAGIC = 12582912.f + 128.f;
+        uint32_t u[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) u[j] = __float_as_uint(fmaf(x[j], inverse, MAGIC));
+        uint2 hi, lo;
+        hi.x = gather<1>(u[0], u[1], u[2], u[3]);
+        hi.y = gather<1>(u[4], u[5], u[6], u[7]);
+        lo.x = gather<0>(u[0], u[1], u[2], u[3]) ^ 0x80808080u;
+        lo.y = gather<0>(u[4], u[5], u[6], u[7]) ^ 0x80808080u;
+        *reinterpret_cast<uint2*>(record + lane * 8) = hi;
+        *reinterpret_cast<uint2*>(record + LOW + lane * 8) = lo;
+        int sum = static_cast<int>((u[0] + u[1] + u[2]) + (u[3] + u[4] + u[5]) + (u[6] + u[7]) -
+                                   8u * __float_as_uint(MAGIC));
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        if ((lane & 1) == 0) reinterpret_cast<int*>(record + SUMS)[lane >> 1] = sum;
+        if (lane == 0) *reinterpret_cast<float*>(record + SCALE) = scale;
+    }
+
+    // Byte N of four words.
+    template <int N>
+    static __device__ __forceinline__ uint32_t gather(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+        constexpr uint32_t PICK = N | (4 + N) << 4;
+        return __byte_perm(__byte_perm(a, b, PICK), __byte_perm(c, d, PICK), 0x5410);
+    }
+
+    static __device__ __forceinline__ float scale(const uint8_t* record) {
+        return *reinterpret_cast<const float*>(record + SCALE);
+    }
+    static __device__ __forceinline__ int sum16(const uint8_t* record, int i) {
+        return reinterpret_cast<const int*>(record + SUMS)[i];
+    }
+    // Sum of v over 32-column sub-block i.
+    static __device__ __forceinline__ int sum32(const uint8_t* record, int i) {
+        const int2 s = reinterpret_cast<const int2*>(record + SUMS)[i];
+        return s.x + s.y;
+    }
+};
+
+template <bool SIGNED>
+__device__ __forceinline__ void mma_integer(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (SIGNED) {
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+// The integer dot products of a unit with sub-blocks of 32 columns: d[set][row + column], where
+// this lane's two columns are hi and lo of sub-block 4·set + t. `offset` is added per column sum.
+template <bool SIGNED, class Fragment>
+__device__ __forceinline__ void product32(const uint8_t* record, int lane, uint32_t columns, Fragment fragment,
+                                          int (&low)[2], int (&high)[2], int offset0, int offset1) {
+    const int g = lane >> 2, t = lane & 3, p = g >> 1;
+    const uint8_t* x = record + (g & 1) * IntegerStage::LOW + 32 * p + 4 * t;
+    auto word = [&](int at) { return *reinterpret_cast<const uint32_t*>(x + at); };
+    const uint32_t b[4] = {word(0), word(16), word(128), word(144)};
+    int d[2][4] = {{0, offset0, 0, offset0}, {0, offset1, 0, offset1}};
+#pragma unroll
+    for (int s = 0; s < 8; s++) {
+        if (s * 32 < columns) {
+            uint32_t a[4];
+            fragment(s, a);
+            const bool mine = p == (s & 3);
+            mma_integer<SIGNED>(d[s >> 2], a, mine ? b[2 * (s >> 2)] : 0u, mine ? b[2 * (s >> 2) + 1] : 0u);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        low[i] = d[i][0] * 256 + d[i][1];
+        high[i] = d[i][2] * 256 + d[i][3];
+    }
+}
+
+// Fragments from a plane of nibbles (and, for five bits, a plane of single bits).
+struct Nibbles {
+    const uint8_t* unit;
+    int lane;
+    uint4 words;
+    __device__ __forceinline__ void operator()(int s, uint32_t (&a)[4]) {
+        if ((s & 1) == 0) words = *reinterpret_cast<const uint4*>(unit + (s >> 1) * 512 + lane * 16);
+        const uint32_t w0 = s & 1 ? words.z : words.x, w1 = s & 1 ? words.w : words.y;
+        a[0] = w0 & 0x0f0f0f0fu;
+        a[1] = (w0 >> 4) & 0x0f0f0f0fu;
+        a[2] = w1 & 0x0f0f0f0fu;
+        a[3] = (w1 >> 4) & 0x0f0f0f0fu;
+    }
+};
+
+struct FiveBits {
+    Nibbles nibbles;
+    const uint8_t* bits;  // the plane of fifth bits
+    uint32_t word;
+    __device__ __forceinline__ void operator()(int s, uint32_t (&a)[4]) {
+        if ((s & 1) == 0) word = *reinterpret_cast<const uint32_t*>(bits + (s >> 1) * 128 + nibbles.lane * 4);
+        nibbles(s, a);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const int at = 4 * (s & 1) + r;
+            const uint32_t h = at <= 4 ? word << (4 - at) : word >> (at - 4);
+            a[r] |= h & 0x10101010u;
+        }
+    }
+};
+
+__device__ __forceinline__ float2 half_pair(uint32_t w) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&w));
+}
+
+// Row and column of an element within the nibble plane.
+__device__ __forceinline__ int nibble_at(const uint8_t* unit, int row, int column) {
+    const int s = column >> 5, h = (column >> 4) & 1, t = (column >> 2) & 3, b = column & 3;
+    const int lane = 4 * (row & 7) + t;
+    const uint8_t byte = unit[(s >> 1) * 512 + lane * 16 + 4 * (2 * (s & 1) + h) + b];
+    return row < 8 ? byte & 15 : byte >> 4;
+}
+
+__device__ __forceinline__ int fifth_bit_at(const uint8_t* plane, int row, int column) {
+    const int s = column >> 5, h = (column >> 4) & 1, t = (column >> 2) & 3, b = column & 3;
+    const int lane = 4 * (row & 7) + t, r = 2 * h + (row >> 3);
+    return (plane[(s >> 1) * 128 + lane * 4 + b] >> (4 * (s & 1) + r)) & 1;
+}
+
+__device__ __forceinline__ float half_at(const uint8_t* p) {
+    return __half2float(*reinterpret_cast<const __half*>(p));
+}
+
+}  // namespace gemv

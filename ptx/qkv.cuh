@@ -1,0 +1,20 @@
+// q, k, v = W n + bias, n = rms_norm(x); q and k rotated; k and v appended to the cache.
+#pragma once
+#include "epilogues.cuh"
+
+#define QKV_KERNEL(NAME, A, B)                                                                         \
+    extern "C" __global__ void __launch_bounds__(gemv::THREADS, 2)                                    \
+        NAME(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* wq,  \
+             const uint8_t* wk, const uint8_t* wv, const float* bq, const float* bk, const float* bv, \
+             const float* freqs, float* q, void* keys, void* values, uint32_t q_rows,                 \
+             uint32_t kv_rows, uint32_t columns, uint32_t head_dim, uint32_t half_rotary,             \
+             uint32_t halves, float magnitude, uint32_t capacity, uint32_t cache_f32,                 \
+             uint32_t slots, uint32_t early) {                                                                    \
+        const uint32_t q_tiles = (q_rows + 15) / 16, kv_tiles = (kv_rows + 15) / 16;                  \
+        gemv::RotateAppend epilogue{step,   bq,       bk,        bv,       freqs,       q,            \
+                                    keys,   values,   q_rows,    kv_rows,  q_tiles,     kv_tiles,     \
+                                    head_dim, half_rotary, halves != 0, cache_f32 != 0, magnitude,    \
+                                    capacity};                                                        \
+        gemv::run<A, B, 2>(step, x, gain, eps, columns, q_tiles + 2 * kv_tiles, slots, early,                  \
+                        gemv::Three<A, B>{wq, wk, wv, q_tiles, kv_tiles}, epilogue);                  \
+    }
