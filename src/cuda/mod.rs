@@ -1,3 +1,4 @@
 //! The plan on a CUDA device: driver binding, memory, kernels, issue, graph, debug.
 
 pub mod driver;
+pub mod kernels;
