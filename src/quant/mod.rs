@@ -9,6 +9,8 @@ pub mod tile;
 mod float;
 mod k_quants;
 mod legacy;
+mod planes;
+mod random;
 
 pub use tile::{RowOrder, TileLayout};
 
@@ -62,9 +64,10 @@ pub trait Format: Sync {
     fn block_elements(&self) -> usize;
     /// Bytes per block of the file.
     fn block_bytes(&self) -> usize;
-    /// Decodes one block, bit for bit as the GGUF reference does: f32, one rounding per written
-    /// operation, no fused multiply-add. `block` is `[block_bytes]`, `out` is `[block_elements]`.
-    fn decode(&self, block: &[u8], out: &mut [f32]);
+    /// Decodes whole blocks, bit for bit as the GGUF reference does: f32, one rounding per written
+    /// operation, no fused multiply-add. `blocks` is `[n, block_bytes]`, `out` is
+    /// `[n, block_elements]`; what is left of the longer one is not touched.
+    fn decode(&self, blocks: &[u8], out: &mut [f32]);
     /// How the device multiplies it.
     fn dot_kind(&self) -> DotKind;
     /// Columns of a full unit of the device layout ([`tile`]).
@@ -74,9 +77,9 @@ pub trait Format: Sync {
     /// Packs one unit: 16 rows, each the file's blocks of `columns` columns (an empty slice is a
     /// row past the end of the matrix: zeros), into `out` `[unit_bytes(columns)]`.
     fn pack_unit(&self, rows: &[&[u8]; tile::ROWS], columns: usize, out: &mut [u8]);
-    /// Writes one block of seeded random weights with zero mean and standard deviation `sigma`.
-    /// `bits` is an endless source of uniform 32-bit words.
-    fn synthesize(&self, sigma: f32, bits: &mut dyn FnMut() -> u32, block: &mut [u8]);
+    /// Writes whole blocks `[n, block_bytes]` of seeded random weights with zero mean and standard
+    /// deviation `sigma`. `bits` is an endless source of uniform 32-bit words.
+    fn synthesize(&self, sigma: f32, bits: &mut dyn FnMut() -> u32, blocks: &mut [u8]);
 }
 
 impl QuantFormat {
@@ -138,11 +141,7 @@ impl QuantFormat {
 
     /// Decodes one row: `row` `[row_bytes(out.len())]` into `out` `[columns]`.
     pub fn decode_row(self, row: &[u8], out: &mut [f32]) {
-        let f = self.describe();
-        let blocks = row.chunks_exact(f.block_bytes());
-        for (block, out) in blocks.zip(out.chunks_exact_mut(f.block_elements())) {
-            f.decode(block, out);
-        }
+        self.describe().decode(row, out);
     }
 }
 

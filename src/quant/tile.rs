@@ -12,6 +12,7 @@
 //! (columns padded to a multiple of [`COLUMN_STEP`], rows to a multiple of [`ROWS`]).
 
 use super::QuantFormat;
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 
 /// Rows of a tile.
@@ -37,7 +38,20 @@ pub enum RowOrder {
 }
 
 impl RowOrder {
-    /// The matrix row that stands at tile row `r`.
+    /// Whether every one of `rows` matrix rows stands at exactly one tile row below `rows`.
+    pub fn permutes(self, rows: usize) -> bool {
+        match self {
+            Self::Natural => true,
+            Self::PairHalves { head_dim, rotary } => {
+                head_dim > 0
+                    && rows.is_multiple_of(head_dim)
+                    && rotary <= head_dim
+                    && rotary.is_multiple_of(2)
+            }
+        }
+    }
+
+    /// The matrix row that stands at tile row `r`, for an order that [permutes](Self::permutes).
     pub fn source(self, r: usize) -> usize {
         match self {
             Self::Natural => r,
@@ -75,7 +89,8 @@ impl TileLayout {
     /// Columns of the last unit of a tile, a multiple of [`COLUMN_STEP`].
     pub fn tail_columns(&self) -> usize {
         let full = self.format.describe().unit_columns();
-        (self.columns - (self.units() - 1) * full).next_multiple_of(COLUMN_STEP).min(full)
+        let before = self.units().saturating_sub(1) * full;
+        (self.columns - before).next_multiple_of(COLUMN_STEP).min(full)
     }
 
     /// Bytes of a full unit.
@@ -91,7 +106,7 @@ impl TileLayout {
 
     /// Bytes of a tile.
     pub fn tile_bytes(&self) -> usize {
-        (self.units() - 1) * self.unit_bytes() + self.tail_bytes()
+        self.units().saturating_sub(1) * self.unit_bytes() + self.tail_bytes()
     }
 
     /// Bytes of the matrix on the device.
@@ -101,9 +116,19 @@ impl TileLayout {
 
     /// Packs tiles `first..` of the matrix into `out`, whose length is a whole number of tiles,
     /// in parallel. `file` is the whole matrix as in the file, `[rows, row_bytes]`.
-    pub fn pack(&self, file: &[u8], order: RowOrder, first: usize, out: &mut [u8]) {
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the sizes do not fit one another or `order` is no permutation of
+    /// the rows; nothing is written then.
+    pub fn pack(&self, file: &[u8], order: RowOrder, first: usize, out: &mut [u8]) -> Result<()> {
+        let row_bytes = self.check(file, order, first, out)?;
+        if out.is_empty() {
+            return Ok(());
+        }
         let f = self.format.describe();
-        let Some(row_bytes) = self.format.row_bytes(self.columns) else { return };
+        let unit_row = f.unit_columns() / f.block_elements() * f.block_bytes();
+        let (units, unit_bytes, tail_columns) =
+            (self.units(), self.unit_bytes(), self.tail_columns());
         out.par_chunks_exact_mut(self.tile_bytes()).enumerate().for_each(|(i, tile)| {
             let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
             for (r, row) in rows.iter_mut().enumerate() {
@@ -113,17 +138,39 @@ impl TileLayout {
                     *row = &file[r * row_bytes..(r + 1) * row_bytes];
                 }
             }
-            let unit_row = f.unit_columns() / f.block_elements() * f.block_bytes();
-            for (u, unit) in tile.chunks_mut(self.unit_bytes()).enumerate() {
-                let last = u + 1 == self.units();
-                let part = rows.map(|r| {
-                    let from = (u * unit_row).min(r.len());
-                    let to = if last { r.len() } else { (from + unit_row).min(r.len()) };
-                    &r[from..to]
+            for (u, unit) in tile.chunks_mut(unit_bytes).enumerate() {
+                let part = rows.map(|row| {
+                    let from = (u * unit_row).min(row.len());
+                    &row[from..(from + unit_row).min(row.len())]
                 });
-                let columns = if last { self.tail_columns() } else { f.unit_columns() };
+                let columns = if u + 1 == units { tail_columns } else { f.unit_columns() };
                 f.pack_unit(&part, columns, unit);
             }
         });
+        Ok(())
+    }
+
+    /// Bytes of a row of the file, once everything that [`Self::pack`] slices by fits.
+    fn check(&self, file: &[u8], order: RowOrder, first: usize, out: &[u8]) -> Result<usize> {
+        let bug = |what: String| Err(Error::Internal(format!("packing {self:?}: {what}")));
+        let Some(row_bytes) = self.format.row_bytes(self.columns) else {
+            return bug("a row is no whole number of blocks".into());
+        };
+        if row_bytes.checked_mul(self.rows) != Some(file.len()) {
+            return bug(format!("rows of {row_bytes} bytes, but {} bytes are given", file.len()));
+        }
+        if !order.permutes(self.rows) {
+            return bug(format!("{order:?} is no permutation of the rows"));
+        }
+        let left = self.tiles().saturating_sub(first).saturating_mul(self.tile_bytes());
+        let whole = out.is_empty() || out.len().checked_rem(self.tile_bytes()) == Some(0);
+        if !whole || out.len() > left {
+            let tile = self.tile_bytes();
+            return bug(format!(
+                "room for {} bytes, but tiles of {tile} bytes and {left} bytes are left from tile {first}",
+                out.len()
+            ));
+        }
+        Ok(row_bytes)
     }
 }

@@ -1,0 +1,203 @@
+//! Unquantised weights: `F32`, `F16`, `BF16`, one value a block.
+
+use super::random::{Bits, normal};
+use super::tile::ROWS;
+use super::{DotKind, Format};
+use half::{bf16, f16};
+
+/// 32-bit IEEE float.
+pub(super) struct F32;
+
+/// 16-bit IEEE float.
+pub(super) struct F16;
+
+/// bfloat16.
+pub(super) struct Bf16;
+
+/// Columns of a step of the 16-bit formats.
+const STEP: usize = 16;
+
+/// Bytes of a row of a full unit, the same for all three.
+const ROW_BYTES: usize = 256;
+
+/// A row of a unit with zeros past its data.
+fn padded(row: &[u8]) -> [u8; ROW_BYTES] {
+    let mut whole = [0; ROW_BYTES];
+    for (to, from) in whole.iter_mut().zip(row) {
+        *to = *from;
+    }
+    whole
+}
+
+/// 16-bit unit `[columns / 16, 8 g, 4 t, 4 words]`: words 0 and 1 are columns `4t, 4t + 1` of rows
+/// `g` and `g + 8`, words 2 and 3 columns `4t + 2, 4t + 3`.
+fn pack_16_bit(rows: &[&[u8]; ROWS], columns: usize, out: &mut [u8]) {
+    for g in 0..ROWS / 2 {
+        let (low, high) = (padded(rows[g]), padded(rows[g + 8]));
+        for (k, to) in out.chunks_exact_mut(512).take(columns / STEP).enumerate() {
+            for (t, to) in to[64 * g..64 * g + 64].chunks_exact_mut(16).enumerate() {
+                let at = 2 * STEP * k + 8 * t;
+                to[..4].copy_from_slice(&low[at..at + 4]);
+                to[4..8].copy_from_slice(&high[at..at + 4]);
+                to[8..12].copy_from_slice(&low[at + 4..at + 8]);
+                to[12..].copy_from_slice(&high[at + 4..at + 8]);
+            }
+        }
+    }
+}
+
+impl Format for F32 {
+    fn name(&self) -> &'static str {
+        "F32"
+    }
+
+    fn suffix(&self) -> &'static str {
+        "f32"
+    }
+
+    fn ggml_id(&self) -> u32 {
+        0
+    }
+
+    fn block_elements(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        4
+    }
+
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        for (b, out) in blocks.chunks_exact(4).zip(out) {
+            *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        }
+    }
+
+    fn dot_kind(&self) -> DotKind {
+        DotKind::Single
+    }
+
+    fn unit_columns(&self) -> usize {
+        64
+    }
+
+    fn unit_bytes(&self, columns: usize) -> usize {
+        columns * 64
+    }
+
+    fn pack_unit(&self, rows: &[&[u8]; ROWS], columns: usize, out: &mut [u8]) {
+        for (r, row) in rows.iter().enumerate() {
+            let (row, g) = (padded(row), r % 8);
+            let runs = row.chunks_exact(64).take(columns / 16);
+            for (from, to) in runs.zip(out.chunks_exact_mut(1024)) {
+                to[512 * (r / 8) + 64 * g..][..64].copy_from_slice(from);
+            }
+        }
+    }
+
+    fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
+        for block in blocks.chunks_exact_mut(4) {
+            block.copy_from_slice(&normal(sigma, bits).to_le_bytes());
+        }
+    }
+}
+
+impl Format for F16 {
+    fn name(&self) -> &'static str {
+        "F16"
+    }
+
+    fn suffix(&self) -> &'static str {
+        "f16"
+    }
+
+    fn ggml_id(&self) -> u32 {
+        1
+    }
+
+    fn block_elements(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        2
+    }
+
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        for (b, out) in blocks.chunks_exact(2).zip(out) {
+            *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
+        }
+    }
+
+    fn dot_kind(&self) -> DotKind {
+        DotKind::Half
+    }
+
+    fn unit_columns(&self) -> usize {
+        128
+    }
+
+    fn unit_bytes(&self, columns: usize) -> usize {
+        columns * 32
+    }
+
+    fn pack_unit(&self, rows: &[&[u8]; ROWS], columns: usize, out: &mut [u8]) {
+        pack_16_bit(rows, columns, out);
+    }
+
+    fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
+        for block in blocks.chunks_exact_mut(2) {
+            block.copy_from_slice(&f16::from_f32(normal(sigma, bits)).to_le_bytes());
+        }
+    }
+}
+
+impl Format for Bf16 {
+    fn name(&self) -> &'static str {
+        "BF16"
+    }
+
+    fn suffix(&self) -> &'static str {
+        "bf16"
+    }
+
+    fn ggml_id(&self) -> u32 {
+        30
+    }
+
+    fn block_elements(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        2
+    }
+
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        for (b, out) in blocks.chunks_exact(2).zip(out) {
+            *out = f32::from_le_bytes([0, 0, b[0], b[1]]);
+        }
+    }
+
+    fn dot_kind(&self) -> DotKind {
+        DotKind::Half
+    }
+
+    fn unit_columns(&self) -> usize {
+        128
+    }
+
+    fn unit_bytes(&self, columns: usize) -> usize {
+        columns * 32
+    }
+
+    fn pack_unit(&self, rows: &[&[u8]; ROWS], columns: usize, out: &mut [u8]) {
+        pack_16_bit(rows, columns, out);
+    }
+
+    fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
+        for block in blocks.chunks_exact_mut(2) {
+            block.copy_from_slice(&bf16::from_f32(normal(sigma, bits)).to_le_bytes());
+        }
+    }
+}

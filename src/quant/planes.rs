@@ -1,0 +1,140 @@
+//! Placing quants into the planes of a unit ([`super::tile`]).
+//!
+//! Every integer format reads its two rows of a fragment, `g` and `g + 8`, into one byte a column
+//! and then calls the planes it has. Seen from a lane, the four 32-bit words of a fragment are
+//! register `r = 2·half + row`: columns `16·half + 4t + b` of the step, rows `g` (0) and `g + 8` (1).
+
+use super::tile::{COLUMN_STEP, ROWS};
+use half::f16;
+
+/// Columns of a full unit of the integer formats.
+pub(super) const UNIT_COLUMNS: usize = 256;
+
+/// Columns of one `mma.m16n8k32` step.
+pub(super) const STEP: usize = 32;
+
+/// Bytes of a step in the nibble plane.
+pub(super) const NIBBLE_STEP: usize = 256;
+
+/// Bytes of a step in the byte plane.
+pub(super) const BYTE_STEP: usize = 512;
+
+/// Bytes of a step in the one-bit plane.
+pub(super) const BIT_STEP: usize = 64;
+
+/// Bytes of a step in a plane of one f16 a row.
+pub(super) const HALF_STEP: usize = 32;
+
+/// One byte a column, zeros past the row's data.
+pub(super) type Columns = [u8; UNIT_COLUMNS];
+
+/// The f16 at byte `at` of `block`, as f32.
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Calls `place(g, row g, row g + 8)` for g in 0..8 with the rows' quants as `read` spreads them.
+/// A row that is shorter than the unit keeps zeros at its end.
+pub(super) fn each_row_pair(
+    rows: &[&[u8]; ROWS],
+    read: impl Fn(&[u8], &mut Columns),
+    mut place: impl FnMut(usize, &Columns, &Columns),
+) {
+    let (mut low, mut high) = ([0; UNIT_COLUMNS], [0; UNIT_COLUMNS]);
+    for g in 0..ROWS / 2 {
+        low.fill(0);
+        high.fill(0);
+        read(rows[g], &mut low);
+        read(rows[g + 8], &mut high);
+        place(g, &low, &high);
+    }
+}
+
+/// The two rows' bits from `from` up, `count` of them, side by side in one byte a column:
+/// row `g` in the low `count` bits, row `g + 8` above.
+pub(super) fn side_by_side(low: &Columns, high: &Columns, from: u32, count: u32) -> Columns {
+    let mask = (1u8 << count) - 1;
+    let mut both = [0; UNIT_COLUMNS];
+    for ((both, low), high) in both.iter_mut().zip(low).zip(high) {
+        *both = ((low >> from) & mask) | (((high >> from) & mask) << count);
+    }
+    both
+}
+
+fn word(bytes: &[u8], index: usize) -> u32 {
+    let b = &bytes[4 * index..4 * index + 4];
+    u32::from_le_bytes([b[0], b[1], b[2], b[3]])
+}
+
+fn put(out: &mut [u8], index: usize, word: u32) {
+    out[4 * index..4 * index + 4].copy_from_slice(&word.to_le_bytes());
+}
+
+/// Nibble plane `[columns / 64, 8 g, 4 t, 4 j]` of u32: word `j` of lane `4g + t` of a pair of
+/// steps holds columns `16j + 4t + b`, both rows of each in byte `b`.
+/// `both` is [`side_by_side`] with 4 bits each.
+pub(super) fn place_nibbles(g: usize, both: &Columns, columns: usize, plane: &mut [u8]) {
+    let pairs = both[..columns].chunks_exact(COLUMN_STEP);
+    for (from, to) in pairs.zip(plane.chunks_exact_mut(2 * NIBBLE_STEP)) {
+        let to = &mut to[64 * g..64 * g + 64];
+        for t in 0..4 {
+            for j in 0..4 {
+                put(to, 4 * t + j, word(from, 4 * j + t));
+            }
+        }
+    }
+}
+
+/// Byte plane `[columns / 32, 8 g, 4 t, 4 r]` of u32: the registers of the fragment as they are.
+pub(super) fn place_bytes(
+    g: usize,
+    low: &Columns,
+    high: &Columns,
+    columns: usize,
+    plane: &mut [u8],
+) {
+    let steps = low[..columns].chunks_exact(STEP).zip(high.chunks_exact(STEP));
+    for ((low, high), to) in steps.zip(plane.chunks_exact_mut(BYTE_STEP)) {
+        let to = &mut to[64 * g..64 * g + 64];
+        for t in 0..4 {
+            for half in 0..2 {
+                put(to, 4 * t + 2 * half, word(low, 4 * half + t));
+                put(to, 4 * t + 2 * half + 1, word(high, 4 * half + t));
+            }
+        }
+    }
+}
+
+/// One-bit plane `[columns / 64, 8 g, 4 t]` of u32: bit `8b + 4k + r` belongs to byte `b` of
+/// register `r` of step `k` of the pair. `both` is [`side_by_side`] with 1 bit each.
+pub(super) fn place_bits(g: usize, both: &Columns, columns: usize, plane: &mut [u8]) {
+    let pairs = both[..columns].chunks_exact(COLUMN_STEP);
+    for (from, to) in pairs.zip(plane.chunks_exact_mut(2 * BIT_STEP)) {
+        for t in 0..4 {
+            let all = (0..4).fold(0, |all, j| all | (word(from, 4 * j + t) << (2 * j)));
+            put(to, 4 * g + t, all);
+        }
+    }
+}
+
+/// Two-bit plane `[2, 8 g, 4 t, 4 steps]` of u32 of a full unit: bits `8b + 2r` and up belong to
+/// byte `b` of register `r`. `both` is [`side_by_side`] with 2 bits each.
+pub(super) fn place_bit_pairs(g: usize, both: &Columns, plane: &mut [u8]) {
+    for (s, from) in both.chunks_exact(STEP).enumerate() {
+        let to = &mut plane[s / 4 * 512 + 64 * g..][..64];
+        for t in 0..4 {
+            put(to, 4 * t + s % 4, word(from, t) | (word(from, 4 + t) << 4));
+        }
+    }
+}
+
+/// Plane `[columns / 32, 8 g, 2 rows]` of the f16 at byte `at` of each block of 32.
+pub(super) fn place_halves(rows: &[&[u8]; ROWS], block_bytes: usize, at: usize, plane: &mut [u8]) {
+    for (r, row) in rows.iter().enumerate() {
+        let place = 4 * (r % 8) + 2 * (r / 8);
+        for (s, to) in plane.chunks_exact_mut(HALF_STEP).enumerate() {
+            let half = row.get(s * block_bytes + at..s * block_bytes + at + 2).unwrap_or(&[0, 0]);
+            to[place..place + 2].copy_from_slice(half);
+        }
+    }
+}
