@@ -1,0 +1,3 @@
+//! The plan on a CUDA device: driver binding, memory, kernels, issue, graph, debug.
+
+pub mod driver;
