@@ -85,7 +85,8 @@ impl ByteLevel {
         let kept = kept.into_iter().map(|(l, r)| (l.to_owned(), r.to_owned())).collect();
 
         let alphabet = Alphabet::new();
-        let has_byte = alphabet.to_char.map(|c| vocab.contains_key(c.encode_utf8(&mut [0; 4]) as &str));
+        let has_byte =
+            alphabet.to_char.map(|c| vocab.contains_key(c.encode_utf8(&mut [0; 4]) as &str));
         let ignore_merges = family.ignore_merges;
         let model = BpeBuilder::new()
             .vocab_and_merges(vocab, kept)
@@ -100,7 +101,9 @@ impl ByteLevel {
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<Result<(), u8>> {
         for piece in self.splitter.split(text) {
             let spelled = self.alphabet.spell(piece);
-            if self.ignore_merges && let Some(id) = self.model.token_to_id(&spelled) {
+            if self.ignore_merges
+                && let Some(id) = self.model.token_to_id(&spelled)
+            {
                 ids.push(id);
                 continue;
             }

@@ -164,15 +164,7 @@ static FAMILIES: &[Family] = &[
         add_bos: false,
     },
     Family {
-        names: &[
-            "smollm",
-            "starcoder",
-            "refact",
-            "command-r",
-            "codeshell",
-            "exaone",
-            "minerva-7b",
-        ],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         stages: &[stage!(Keep, r"\p{N}"), stage!(GiveBack, gpt2!())],
         ignore_merges: false,
         add_bos: false,
@@ -215,12 +207,7 @@ static FAMILIES: &[Family] = &[
     },
     Family {
         names: &["tekken"],
-        stages: &[stage!(
-            GiveBackAfterNewlines,
-            cased_word!(""),
-            r"|\p{N}",
-            symbols_slash!()
-        )],
+        stages: &[stage!(GiveBackAfterNewlines, cased_word!(""), r"|\p{N}", symbols_slash!())],
         ignore_merges: true,
         add_bos: true,
     },

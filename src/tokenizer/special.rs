@@ -50,7 +50,7 @@ impl SpecialTokens {
         for (text, id) in texts {
             let mut node = 0;
             for byte in text.bytes() {
-                let slot = self::position(&trie.nodes[node], byte);
+                let slot = position(&trie.nodes[node], byte);
                 node = match slot {
                     Ok(at) => trie.nodes[node].next[at].1,
                     Err(at) => {
@@ -116,8 +116,9 @@ mod tests {
 
     #[test]
     fn the_longest_special_token_at_the_leftmost_place_wins() {
-        let specials =
-            SpecialTokens::new([("<a>", 1), ("<a><b>", 2), ("<b>", 3), ("", 4), ("<b>", 5)].into_iter());
+        let specials = SpecialTokens::new(
+            [("<a>", 1), ("<a><b>", 2), ("<b>", 3), ("", 4), ("<b>", 5)].into_iter(),
+        );
         assert_eq!(
             specials.split("x<a><b><b>é<a"),
             [Part::Text("x"), Part::Token(2), Part::Token(3), Part::Text("é<a")]
@@ -127,10 +128,7 @@ mod tests {
     #[test]
     fn a_near_miss_of_the_longest_token_falls_back_to_the_shorter_one() {
         let specials = SpecialTokens::new([("aa", 1), ("aaaab", 2)].into_iter());
-        assert_eq!(
-            specials.split("aaaac"),
-            [Part::Token(1), Part::Token(1), Part::Text("c")]
-        );
+        assert_eq!(specials.split("aaaac"), [Part::Token(1), Part::Token(1), Part::Text("c")]);
     }
 
     #[test]

@@ -8,10 +8,7 @@ fn source() -> VocabSource {
     let mut tokens: Vec<String> = (0..=u8::MAX)
         .map(|byte| {
             let spelled = (0u32..0x144).filter_map(char::from_u32);
-            spelled
-                .map(String::from)
-                .find(|c| alphabet.bytes(c) == Some(vec![byte]))
-                .unwrap()
+            spelled.map(String::from).find(|c| alphabet.bytes(c) == Some(vec![byte])).unwrap()
         })
         .collect();
     let words = ["he", "ll", "hell", "hello", "Ġhello"];

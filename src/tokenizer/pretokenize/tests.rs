@@ -18,7 +18,7 @@ fn llama_bpe_takes_up_to_three_digits_and_contractions_in_any_case() {
         check(pre, "I|'M| |123|456|7| apples|,| don|'t|  | stop|\n\n|x");
         check(pre, "a|.\n\n|\t|\tb| (|c|)|   ");
         check(pre, "x|  \n \n|  | y");
-        check(pre, "n| cafe|\u{301}|s");
+        check(pre, "n| cafe|\u{301}s");
     }
     let row = family(Some("llama-bpe")).unwrap();
     assert!(row.ignore_merges && row.add_bos);
@@ -27,20 +27,20 @@ fn llama_bpe_takes_up_to_three_digits_and_contractions_in_any_case() {
 #[test]
 fn qwen2_takes_single_digits() {
     check("qwen2", "I|'LL| |1|2|3| apples|!!\n|   | z");
-    check("qwen2", "@user| _name|\u{3000}| 中文|，|好");
+    check("qwen2", "@user| _|name|\u{3000}| 中文|，好");
     assert!(!family(Some("qwen2")).unwrap().ignore_merges);
 }
 
 #[test]
 fn qwen35_keeps_combining_marks_with_their_letters() {
     check("qwen35", "cafe\u{301}s| |4|2| \u{301}x");
-    check("qwen2", "cafe|\u{301}|s| |4|2| \u{301}|x");
+    check("qwen2", "cafe|\u{301}s| |4|2| \u{301}|x");
 }
 
 #[test]
 fn smollm_takes_digits_first_so_no_space_joins_them() {
     for pre in ["smollm", "starcoder", "command-r", "minerva-7b"] {
-        check(pre, "It|'s| |1|0|0| degrees|.|\n\n|  | Next| line|  ");
+        check(pre, "It|'s| |1|0|0| degrees|.|\n\n  | Next| line|  ");
         check(pre, "a|  |5| IT|'|S");
     }
 }
@@ -55,7 +55,7 @@ fn gpt2_joins_a_space_with_words_numbers_and_symbols() {
 
 #[test]
 fn default_takes_punctuation_first_and_triples_of_digits_last() {
-    check("default", "a|+|b| |=>| c|;| 12|345| |678|9| it|'|s");
+    check("default", "a|+|b| |=>| c|;| |123|45| |678|9| it|'|s");
     // The number stage sees " 12345" as one piece of the GPT-2 stage.
     assert_eq!(pieces("default", " 123456"), [" ", "123", "456"]);
 }
@@ -70,17 +70,17 @@ fn tekken_splits_at_case_and_takes_single_digits() {
 #[test]
 fn gpt_4o_splits_at_case_and_keeps_contractions_with_the_word() {
     for pre in ["gpt-4o", "llama4"] {
-        check(pre, "Camel|Case| can't| IT'S| |123|45| a|/|b|\n\n|x");
+        check(pre, "Camel|Case| can't| IT'S| |123|45| a|/b|\n\n|x");
     }
 }
 
 #[test]
 fn deepseek_sets_differ_in_numbers_and_han() {
-    check("deepseek-llm", "Hi| there|,|\n|\n|中文| 123|45|  ");
+    check("deepseek-llm", "Hi| there|,|\n|\n|中文| |12345|  ");
     check("deepseek-coder", "Hi| there|,|\n|\n|中文| |1|2|3");
-    check("deepseek-v3", "Hi| there|,|\n\n|中文|12|.x| |123|45| a|  | b");
+    check("deepseek-v3", "Hi| there|,\n\n|中文|12|.x| |123|45| a|  | b");
     // U+01BB is a letter without case: in none of the letter lists of deepseek-llm.
-    check("deepseek-llm", "a|\u{1bb}|b\u{212a}");
+    check("deepseek-llm", "a|\u{1bb}|b\u{1f0}");
 }
 
 #[test]
@@ -119,10 +119,7 @@ fn handing_back_equals_the_published_look_ahead() {
             "llama-bpe",
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
-        (
-            "gpt-2",
-            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        ),
+        ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
     ];
     let letters = ['a', ' ', '\n', '\t', '1', '.', '\u{a0}'];
     for (pre, pattern) in published {
