@@ -81,7 +81,8 @@ fn parse(row: &Value) -> Option<Row> {
     let ours = |key: &str| x.and_then(|x| x.get(key)).and_then(Value::as_str);
     let backend = ours("backend").or_else(|| row.get("backends").and_then(Value::as_str));
     let depth = number("n_depth")?;
-    let numbers = |v: &Value| -> Option<Vec<f64>> { v.as_array()?.iter().map(Value::as_f64).collect() };
+    let numbers =
+        |v: &Value| -> Option<Vec<f64>> { v.as_array()?.iter().map(Value::as_f64).collect() };
     let gaps = x.and_then(|x| x.get("token_gaps_ns")).and_then(Value::as_array);
     let medians = gaps.and_then(|repetitions| -> Option<Vec<f64>> {
         repetitions.iter().map(|r| Some(Sorted::new(numbers(r)?).median()? / 1e6)).collect()
@@ -128,7 +129,14 @@ pub fn compare(base: &Row, new: &Row, percent: f64) -> Comparison {
         (_, high) if high < 1.0 => Verdict::Faster,
         _ => Verdict::Same,
     };
-    Comparison { name: new.name.clone(), base_ms, new_ms, ratio: new_ms / base_ms, interval, verdict }
+    Comparison {
+        name: new.name.clone(),
+        base_ms,
+        new_ms,
+        ratio: new_ms / base_ms,
+        interval,
+        verdict,
+    }
 }
 
 #[cfg(test)]

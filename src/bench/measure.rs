@@ -246,8 +246,8 @@ impl Run<'_> {
         }
         let device: Option<Vec<u64>> = at.iter().map(|(_, device_ns)| *device_ns).collect();
         self.device_clock &= device.is_some();
-        let ticks = device
-            .unwrap_or_else(|| at.iter().map(|(host, _)| host.as_nanos() as u64).collect());
+        let ticks =
+            device.unwrap_or_else(|| at.iter().map(|(host, _)| host.as_nanos() as u64).collect());
         let gaps_ns = ticks.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
         Ok(Some(Repetition { ns, gaps_ns }))
     }

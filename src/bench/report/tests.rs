@@ -84,7 +84,10 @@ fn every_value_has_the_type_of_its_column_and_none_is_null() {
 
 #[test]
 fn an_empty_json_run_is_still_an_array() {
-    assert_eq!(serde_json::from_str::<Value>(&print(Format::Json, 0)).unwrap(), Value::Array(vec![]));
+    assert_eq!(
+        serde_json::from_str::<Value>(&print(Format::Json, 0)).unwrap(),
+        Value::Array(vec![])
+    );
 }
 
 #[test]

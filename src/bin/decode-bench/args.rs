@@ -178,8 +178,14 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     /// What to continue
-    #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true,
-          required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present = "prompt_ids",
+        conflicts_with = "prompt_ids"
+    )]
     pub(crate) prompt: Option<String>,
     /// Token ids to continue: needs no tokenizer
     #[arg(long, value_name = "ID,..", value_delimiter = ',')]

@@ -3,12 +3,13 @@
 use crate::args::GenerateArgs;
 use crate::environment::Environment;
 use crate::output::print;
-use crate::sampling::{Sampler, log_sum_exp, top};
+use crate::sampling::{Sampler, top};
 use crate::{Outcome, interrupt, load, text};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::session::{DecodeSession, Finish};
 use decode_graph::tokenizer::{StreamDecoder, Tokenizer};
+use decode_graph::verify::logsumexp;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 
@@ -193,7 +194,7 @@ impl<'a> Continuation<'a> {
     fn look(&mut self, id: u32, logits: &[f32]) {
         if let Some(n) = self.args.top {
             let top: Vec<Value> = top(logits, n).iter().map(|(id, x)| json!([id, x])).collect();
-            self.steps.push(json!({"id": id, "top": top, "logsumexp": log_sum_exp(logits)}));
+            self.steps.push(json!({"id": id, "top": top, "logsumexp": logsumexp(logits)}));
         }
     }
 

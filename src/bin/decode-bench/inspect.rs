@@ -2,8 +2,8 @@
 
 use crate::Outcome;
 use crate::args::InspectArgs;
-use crate::output::{one_line, print};
 use crate::load;
+use crate::output::{one_line, print};
 use decode_graph::arch::{self, PlanOptions};
 use decode_graph::checkpoint::{Checkpoint, Metadata, Value};
 use decode_graph::error::{Error, Result};
@@ -18,10 +18,21 @@ pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
     let opened = match &args.model.model {
         Some(path) => {
             let found = Checkpoint::inspect_only(path)?;
-            let _ = writeln!(out, "file         {} ({} bytes, GGUF {})", path.display(), found.file_bytes, found.version);
+            let _ = writeln!(
+                out,
+                "file         {} ({} bytes, GGUF {})",
+                path.display(),
+                found.file_bytes,
+                found.version
+            );
             keys(&mut out, &found.metadata);
             let tensors = found.tensors.iter();
-            list(&mut out, args.verbose, tensors.map(|t| (t.name.as_str(), t.type_name.as_str(), t.shape.as_slice(), t.bytes)));
+            list(
+                &mut out,
+                args.verbose,
+                tensors
+                    .map(|t| (t.name.as_str(), t.type_name.as_str(), t.shape.as_slice(), t.bytes)),
+            );
             Checkpoint::open(path)
         }
         None => {
@@ -29,7 +40,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
             let _ = writeln!(out, "synthetic    {}", model.path().display());
             keys(&mut out, model.metadata());
             let tensors = model.tensors().iter();
-            list(&mut out, args.verbose, tensors.map(|t| (t.name.as_str(), t.format.name(), t.shape.as_slice(), Some(t.bytes))));
+            list(
+                &mut out,
+                args.verbose,
+                tensors
+                    .map(|t| (t.name.as_str(), t.format.name(), t.shape.as_slice(), Some(t.bytes))),
+            );
             Ok(model)
         }
     };
@@ -96,7 +112,11 @@ fn traffic(model: &Checkpoint) -> Result<String> {
     let (start, deep) = (plan.traffic(0), plan.traffic(4095));
     let mut out = String::from("supported    yes\n");
     let _ = writeln!(out, "read a token {} bytes of weights", start.weights);
-    let _ = writeln!(out, "cache        {} bytes moved at position 0, {} at 4095 (f16)", start.kv, deep.kv);
+    let _ = writeln!(
+        out,
+        "cache        {} bytes moved at position 0, {} at 4095 (f16)",
+        start.kv, deep.kv
+    );
     let _ = writeln!(out, "plan         {} steps a token", plan.steps.len());
     Ok(out)
 }

@@ -61,7 +61,10 @@ fn append(item: &str, values: &mut Vec<u32>) -> Result<(), String> {
 
 fn number(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(|_| {
-        format!("\"{text}\" is no number from 0 to {}; a list is 0,4096 or a-b, a-b+s, a-b*m", u32::MAX)
+        format!(
+            "\"{text}\" is no number from 0 to {}; a list is 0,4096 or a-b, a-b+s, a-b*m",
+            u32::MAX
+        )
     })
 }
 

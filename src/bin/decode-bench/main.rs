@@ -87,5 +87,4 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Completions { shell } => shell::completions(shell),
         Command::Man => shell::man(),
     }
-
 }

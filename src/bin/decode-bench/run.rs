@@ -13,7 +13,7 @@ use decode_graph::bench::model::ModelFacts;
 use decode_graph::bench::report::{Format, Report};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
-use decode_graph::session::DecodeSession;
+use decode_graph::session::{DecodeSession, EngineStats};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -41,13 +41,17 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
         if args.progress {
             note(&format!("{}/{}: {test}", i + 1, tests.len()));
         }
-        let measurement = match one(&mut session, test, repeat, environment) {
+        let before = session.stats();
+        let (tokens, measurement) = match one(&mut session, test, repeat, environment) {
             // What was measured before is whole; its end is still to be printed.
             Err(Error::Interrupted) => break,
             other => other?,
         };
         let cut = measurement.repetitions.len() < repeat.times as usize;
-        remark(args, &session, &measurement);
+        remark_warmup(args, &measurement);
+        if args.verbose {
+            remark_engine(test, tokens, before, session.stats());
+        }
         reports.row(&Record::new(setup.clone(), session.plan(), measurement))?;
         if cut {
             break;
@@ -81,15 +85,21 @@ fn tests(args: &RunArgs) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
+/// Measures a test; also gives the tokens that it took, warm-up included.
 fn one(
     session: &mut DecodeSession,
     test: Test,
     repeat: Repeat,
     environment: &Environment,
-) -> Result<Measurement> {
+) -> Result<(u64, Measurement)> {
     let total = u64::from(test.steps()) * u64::from(repeat.times);
     let bar = Progress::tokens(test.to_string(), environment, total);
-    measure(session, test, repeat, &interrupt::requested, &mut || bar.step())
+    let mut tokens = 0;
+    let measurement = measure(session, test, repeat, &interrupt::requested, &mut || {
+        tokens += 1;
+        bar.step();
+    })?;
+    Ok((tokens, measurement))
 }
 
 fn setup(checkpoint: &Checkpoint, session: &DecodeSession, args: &RunArgs) -> Result<Setup> {
@@ -107,36 +117,30 @@ fn setup(checkpoint: &Checkpoint, session: &DecodeSession, args: &RunArgs) -> Re
     })
 }
 
-/// What a reader of the table should know; with `-v` also what the engine did.
-fn remark(args: &RunArgs, session: &DecodeSession, m: &Measurement) {
-    let test = m.test;
-    match m.warmup {
-        Some(w) if !w.stable => note(&format!(
-            "warning: {test}: still not stable after {} warm-up rounds ({} tokens, {:.2} s): \
-             expect wide spreads",
-            w.rounds, w.tokens, w.seconds
-        )),
-        Some(w) if args.verbose => note(&format!(
-            "{test}: stable after {} warm-up rounds ({} tokens, {:.2} s)",
-            w.rounds, w.tokens, w.seconds
-        )),
-        Some(_) | None => {}
+/// Whether the warm-up reached its end: what a reader of the table must know, or with `-v` may.
+fn remark_warmup(args: &RunArgs, m: &Measurement) {
+    let Some(w) = m.warmup else { return };
+    let took = format!("{} warm-up rounds ({} tokens, {:.2} s)", w.rounds, w.tokens, w.seconds);
+    if !w.stable {
+        note(&format!("warning: {}: not yet stable after {took}: expect wide spreads", m.test));
+    } else if args.verbose {
+        note(&format!("{}: stable after {took}", m.test));
     }
-    if args.verbose {
-        let s = session.stats();
-        note(&format!(
-            "{test}: so far {} captures, {} driver calls in {} tokens (with warm-up and loading), \
-             {} allocations after freeze",
-            s.captures,
-            s.driver_calls,
-            session.position(),
-            s.allocations_after_freeze
-        ));
-        note(&format!(
-            "load {:.2} s, JIT {:.2} s, capture {:.3} s",
-            s.load_seconds, s.jit_seconds, s.capture_seconds
-        ));
-    }
+}
+
+/// What the engine did for a test's `tokens`.
+fn remark_engine(test: Test, tokens: u64, before: EngineStats, after: EngineStats) {
+    let calls = after.driver_calls - before.driver_calls;
+    note(&format!(
+        "{test}: {} captures in all, {:.2} driver calls a token, {} allocations after freeze; \
+         load {:.2} s, JIT {:.2} s, capture {:.3} s",
+        after.captures,
+        calls as f64 / tokens.max(1) as f64,
+        after.allocations_after_freeze,
+        after.load_seconds,
+        after.jit_seconds,
+        after.capture_seconds
+    ));
 }
 
 /// The report on stdout, and the one on stderr if it was asked for.

@@ -63,13 +63,6 @@ pub(crate) fn top(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     all
 }
 
-/// log Σ exp(logit).
-pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
-    f64::from(largest) + sum.ln()
-}
-
 /// A number in [0, 1) for each seed and position: the finaliser of splitmix64 (Steele, Lea,
 /// Flood, 2014) over both.
 fn uniform(seed: u64, position: u32) -> f64 {
@@ -115,7 +108,7 @@ mod tests {
         let n = 20_000;
         let mut seen = [0.0; 5];
         (0..n).for_each(|p| seen[s.choose(&LOGITS, p) as usize] += 1.0 / f64::from(n));
-        let all = log_sum_exp(&LOGITS);
+        let all = decode_graph::verify::logsumexp(&LOGITS);
         for (logit, share) in LOGITS.iter().zip(seen) {
             assert!(((f64::from(*logit) - all).exp() - share).abs() < 0.01, "{seen:?}");
         }

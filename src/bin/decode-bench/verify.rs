@@ -5,11 +5,12 @@ use crate::args::{Backend, VerifyArgs};
 use crate::environment::Environment;
 use crate::output::print;
 use crate::progress::Progress;
-use crate::sampling::{log_sum_exp, top};
+use crate::sampling::top;
 use crate::{Outcome, golden, interrupt, load};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::session::{BackendChoice, DecodeSession, Mode, SessionOptions};
+use decode_graph::verify::logsumexp;
 
 /// Σ(x − r)² / Σr² of a position's logits, at most.
 const NMSE: f64 = 1e-4;
@@ -31,7 +32,8 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
     drop(session);
     interrupt::watch();
 
-    let base = SessionOptions { kv: Some(kv), ..load::options(&args.engine, args.n_gen, environment)? };
+    let base =
+        SessionOptions { kv: Some(kv), ..load::options(&args.engine, args.n_gen, environment)? };
     let on = |backend, mode, fused| SessionOptions { backend, mode, fused, ..base.clone() };
     let reference = on(BackendChoice::Cpu, Mode::Eager, false);
     let reference = logits(&model, &reference, &tokens, "cpu, plain", environment)?;
@@ -62,7 +64,10 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
             (None, Mode::Graph, true) => graph = Some(found),
             (Some(graph), Mode::Eager, true) => {
                 let equal = same_bits(graph, &found);
-                print(&format!("graph = eager, bit for bit: {}\n", if equal { "yes" } else { "NO" }))?;
+                print(&format!(
+                    "graph = eager, bit for bit: {}\n",
+                    if equal { "yes" } else { "NO" }
+                ))?;
                 broken.extend((!equal).then(|| "graph and eager differ".to_owned()));
             }
             _ => {}
@@ -97,7 +102,7 @@ fn logits(
 }
 
 /// Computes `token`; gives its logits `[vocab]`.
-pub(crate) fn step(session: &mut DecodeSession, token: u32) -> Result<Vec<f32>> {
+fn step(session: &mut DecodeSession, token: u32) -> Result<Vec<f32>> {
     if interrupt::requested() {
         return Err(Error::Interrupted);
     }
@@ -176,7 +181,7 @@ impl std::fmt::Display for Difference {
 
 /// Σ p log(p / q) of the distributions that two logit vectors make, nats.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    let (lp, lq) = (log_sum_exp(p), log_sum_exp(q));
+    let (lp, lq) = (logsumexp(p), logsumexp(q));
     let term = |(&p, &q): (&f32, &f32)| {
         let (log_p, log_q) = (f64::from(p) - lp, f64::from(q) - lq);
         log_p.exp() * (log_p - log_q)
