@@ -174,13 +174,7 @@ impl Error {
         defect: Defect,
         why: impl Into<String>,
     ) -> Self {
-        Self::InvalidModel {
-            path: path.to_owned(),
-            at: at.into(),
-            offset,
-            defect,
-            why: why.into(),
-        }
+        Self::InvalidModel { path: path.to_owned(), at: at.into(), offset, defect, why: why.into() }
     }
 
     /// Adds the plan label or activity to a driver error; leaves every other error as it is.

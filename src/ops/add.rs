@@ -47,12 +47,7 @@ impl Describe for Add {
             cluster: 1,
             shared_bytes: 0,
             programmatic: true,
-            args: vec![
-                Arg::Step,
-                Arg::Buf(self.out),
-                Arg::Buf(self.x),
-                Arg::U32(self.len),
-            ],
+            args: vec![Arg::Step, Arg::Buf(self.out), Arg::Buf(self.x), Arg::U32(self.len)],
         }
     }
 

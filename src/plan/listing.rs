@@ -44,7 +44,8 @@ impl DecodePlan {
                 continue;
             }
             let last = if p.last == usize::MAX { "end".to_owned() } else { p.last.to_string() };
-            let _ = writeln!(s, "{:<14} {:>9} {:>9}  {}..{last}", b.name, p.offset, p.bytes, p.first);
+            let _ =
+                writeln!(s, "{:<14} {:>9} {:>9}  {}..{last}", b.name, p.offset, p.bytes, p.first);
         }
         let t = self.traffic(0);
         let layers = self.cache.layers.max(1) as usize;
