@@ -1,5 +1,7 @@
 //! The command line's contract, asked of the binary itself. No test needs or uses a GPU.
 
+#![allow(clippy::unwrap_used)]
+
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
