@@ -72,7 +72,8 @@ impl Geometry {
     }
 
     fn of_items(gpu: &Gpu, formats: &[QuantFormat], columns: u32, items: u32, each: u32) -> Self {
-        let layout = |f: &QuantFormat| TileLayout { format: *f, rows: 16, columns: columns as usize };
+        let layout =
+            |f: &QuantFormat| TileLayout { format: *f, rows: 16, columns: columns as usize };
         let unit = formats.iter().map(|f| layout(f).unit_bytes() as u32).max().unwrap_or(16);
         let units = formats.iter().map(|f| layout(f).units() as u32).max().unwrap_or(1);
         let stage = formats.iter().map(|f| activation_bytes(*f)).max().unwrap_or(0) * units;

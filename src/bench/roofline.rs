@@ -1,0 +1,33 @@
+//! Bytes that a token must read and write, and how close that comes to what the memory can do.
+
+use crate::plan::DecodePlan;
+
+/// Bytes a token between device memory and the processor, mean over a test's positions
+/// `first..first + steps`: all weights once, the cache up to the position.
+pub fn bytes_per_token(plan: &DecodePlan, first: u32, steps: u32) -> f64 {
+    let last = first.saturating_add(steps);
+    let total: u64 = (first..last).map(|position| plan.traffic(position).dram()).sum();
+    total as f64 / f64::from(steps.max(1))
+}
+
+/// bytes a token × tokens a second / 10⁹.
+pub fn gigabytes_per_second(bytes_per_token: f64, tokens_per_second: f64) -> f64 {
+    bytes_per_token * tokens_per_second / 1e9
+}
+
+/// The fastest read of device memory that was measured on this machine, GB/s; `None` while it was
+/// not measured, and on the CPU, where weights partly stay in caches.
+pub fn ceiling(backend: &str) -> Option<f64> {
+    let _ = backend;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidth_is_bytes_a_token_times_tokens_a_second() {
+        assert_eq!(gigabytes_per_second(2e9, 500.0), 1000.0);
+    }
+}

@@ -1,0 +1,271 @@
+//! Text to token ids and back, from the vocabulary that a GGUF file carries.
+//!
+//! Two models are served: byte-level byte-pair encoding (`gpt2`) and SentencePiece byte-pair
+//! encoding (`llama`). A run of synthetic ids never needs a tokenizer.
+//!
+//! Special tokens that are written in a prompt (`<|im_start|>`) become their ids: a prompt is
+//! trusted to structure itself. Time is linear in the prompt (times the logarithm of its longest
+//! word), whatever it contains; a chat template is carried along and never evaluated.
+//!
+//! Source of keys, defaults and pre-tokenizer names: the GGUF specification and llama.cpp.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Defect, Error, Result};
+
+mod byte_level;
+mod pretokenize;
+mod special;
+mod spm;
+mod stream;
+mod vocabulary;
+
+pub use stream::StreamDecoder;
+
+use byte_level::{Alphabet, ByteLevel};
+use special::{Part, SpecialTokens};
+use spm::SentencePiece;
+use vocabulary::{Defaults, Kind, Vocabulary, byte_value};
+
+/// Longest chat template that is kept, in bytes; published ones have less than a tenth of it.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+
+/// What a file says about its tokenizer: the values of the keys `tokenizer.ggml.*`.
+///
+/// An id of `u32::MAX` (−1 in the file) means "none"; an absent one means the format's default.
+#[derive(Clone, Debug, Default)]
+pub struct VocabSource {
+    /// `model`: `gpt2` or `llama`.
+    pub model: String,
+    /// `pre`: name of the pre-tokenizer.
+    pub pre: Option<String>,
+    /// `tokens`: `[tokens]` texts.
+    pub tokens: Vec<String>,
+    /// `token_type`: at least `[tokens]`; 1 normal, 2 unknown, 3 control, 4 user-defined,
+    /// 5 unused, 6 byte.
+    pub token_types: Option<Vec<i32>>,
+    /// `scores`: at least `[tokens]`; a pair of higher score is joined earlier.
+    pub scores: Option<Vec<f32>>,
+    /// `merges`: two texts with a space between, the most urgent first.
+    pub merges: Vec<String>,
+    /// `bos_token_id`.
+    pub bos: Option<u32>,
+    /// `eos_token_id`.
+    pub eos: Option<u32>,
+    /// `eot_token_id`.
+    pub eot: Option<u32>,
+    /// `unknown_token_id`.
+    pub unknown: Option<u32>,
+    /// `add_bos_token`.
+    pub add_bos: Option<bool>,
+    /// `add_space_prefix`; read for `llama` only.
+    pub add_space_prefix: Option<bool>,
+    /// `tokenizer.chat_template`.
+    pub chat_template: Option<String>,
+}
+
+enum Model {
+    ByteLevel(Box<ByteLevel>),
+    SentencePiece(SentencePiece),
+}
+
+/// Text to token ids and back.
+pub struct Tokenizer {
+    path: PathBuf,
+    model: Model,
+    specials: SpecialTokens,
+    /// `[tokens]` bytes that a token stands for.
+    bytes: Vec<Box<[u8]>>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// Sorted.
+    ends: Vec<u32>,
+    add_bos: bool,
+    chat_template: Option<String>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("path", &self.path)
+            .field("tokens", &self.bytes.len())
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer of the file at `path` (which is named in errors and not read).
+    ///
+    /// Of a token text that occurs twice, the first id is the one that text becomes. Merges that
+    /// are malformed or name absent tokens, token types outside 1 to 6, an unknown pre-tokenizer
+    /// and an oversized chat template are warned about and passed over.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model other than `gpt2` and `llama`; [`Error::InvalidModel`]
+    /// with [`Defect::BadVocab`] for lists that cannot be used, and with [`Defect::BadValue`] for
+    /// an id, or the default that stands in for an absent one, outside the vocabulary.
+    pub fn new(mut source: VocabSource, path: &Path) -> Result<Self> {
+        let defaults = match source.model.as_str() {
+            "gpt2" => Defaults { bos: 11, eos: 11, unknown: None },
+            "llama" => Defaults { bos: 1, eos: 2, unknown: Some(0) },
+            other => {
+                return Err(Error::Unsupported {
+                    path: path.to_owned(),
+                    at: "tokenizer.ggml.model".to_owned(),
+                    what: format!("tokenizer {:?}", other.chars().take(64).collect::<String>()),
+                    instead: "\"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece) are; \
+                              token ids can be given instead of text"
+                        .to_owned(),
+                });
+            }
+        };
+        let vocabulary = Vocabulary::take(&mut source, defaults, path)?;
+        let (model, add_bos) = if source.model == "gpt2" {
+            if source.merges.is_empty() {
+                let why = "byte-level BPE needs merges; the file must be converted anew";
+                let at = "tokenizer.ggml.merges";
+                return Err(Error::invalid(path, at, None, Defect::BadVocab, why));
+            }
+            let family = pretokenize::family(source.pre.as_deref())?;
+            let model = ByteLevel::new(&vocabulary, &source.merges, family)?;
+            (Model::ByteLevel(Box::new(model)), family.add_bos)
+        } else {
+            let space = source.add_space_prefix.unwrap_or(true);
+            let model = SentencePiece::new(&vocabulary, source.scores.take(), space, path)?;
+            (Model::SentencePiece(model), true)
+        };
+        let chat_template = source.chat_template.filter(|template| {
+            let fits = template.len() <= MAX_TEMPLATE_BYTES;
+            if !fits {
+                log::warn!(
+                    "{}: tokenizer.chat_template has {} bytes, at most {MAX_TEMPLATE_BYTES} are \
+                     kept; it is ignored",
+                    path.display(),
+                    template.len()
+                );
+            }
+            fits
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            specials: SpecialTokens::new(vocabulary.specials()),
+            bytes: spelled_out(&vocabulary, &model),
+            model,
+            bos: vocabulary.bos,
+            eos: vocabulary.eos,
+            ends: vocabulary.ends,
+            add_bos: source.add_bos.unwrap_or(add_bos),
+            chat_template,
+        })
+    }
+
+    /// Ids of `text`. With `add_special`, the BOS token comes first if the model was trained so.
+    ///
+    /// # Errors
+    /// [`Defect::BadValue`] for a byte that neither a token nor an unknown token stands for.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        if let Some(bos) = self.bos.filter(|_| add_special && self.add_bos) {
+            ids.push(bos);
+        }
+        for part in self.specials.split(text) {
+            let encoded = match (part, &self.model) {
+                (Part::Token(id), _) => {
+                    ids.push(id);
+                    Ok(())
+                }
+                (Part::Text(text), Model::ByteLevel(model)) => model.encode(text, &mut ids)?,
+                (Part::Text(text), Model::SentencePiece(model)) => model.encode(text, &mut ids),
+            };
+            encoded.map_err(|byte| {
+                let why = format!(
+                    "no token stands for byte {byte:#04X} of the text; leave the character out"
+                );
+                Error::invalid(&self.path, vocabulary::TOKENS, None, Defect::BadValue, why)
+            })?;
+        }
+        Ok(ids)
+    }
+
+    /// Text of `ids`, special tokens as they are spelled: `decode(encode(x)) == x` for byte-level
+    /// BPE; SentencePiece gives back the space that it put before the text. Bytes that are not
+    /// UTF-8, and an id outside the vocabulary (a model may be padded), become U+FFFD.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32]) -> String {
+        String::from_utf8_lossy(&self.decode_bytes(ids)).into_owned()
+    }
+
+    /// Bytes of `ids`, as [`Tokenizer::decode`] before it makes them text.
+    #[must_use]
+    pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
+        ids.iter().flat_map(|&id| self.bytes_of(id)).copied().collect()
+    }
+
+    /// Decodes tokens one by one.
+    #[must_use]
+    pub fn stream(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self)
+    }
+
+    /// Bytes that token `id` stands for; U+FFFD for an id outside the vocabulary.
+    #[must_use]
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        let found = usize::try_from(id).ok().and_then(|id| self.bytes.get(id));
+        found.map_or("\u{fffd}".as_bytes(), |bytes| bytes)
+    }
+
+    /// The token that begins a text.
+    #[must_use]
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text.
+    #[must_use]
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether a generation ends with `id`: the end of a text or of a turn, by the file's ids or
+    /// by the spelling that published chat models use.
+    #[must_use]
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// Number of tokens.
+    #[must_use]
+    pub fn vocab_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The Jinja template of a chat, as the file has it. It is untrusted code: nothing here
+    /// evaluates it.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+}
+
+/// The bytes of every token. A token that spells no bytes (a control token, text that is not in
+/// the byte alphabet) stands for its own text.
+fn spelled_out(vocabulary: &Vocabulary, model: &Model) -> Vec<Box<[u8]>> {
+    let alphabet = Alphabet::new();
+    let decode = |(text, kind): (&String, &Kind)| -> Box<[u8]> {
+        let bytes = match (kind, model) {
+            (Kind::Control | Kind::Unknown, _) => None,
+            (Kind::UserDefined, Model::ByteLevel(_)) => None,
+            (_, Model::ByteLevel(_)) => alphabet.bytes(text),
+            (Kind::Byte, Model::SentencePiece(_)) => byte_value(text).map(|byte| vec![byte]),
+            (_, Model::SentencePiece(_)) => Some(text.replace(spm::SPACE, " ").into_bytes()),
+        };
+        bytes.unwrap_or_else(|| text.as_bytes().to_vec()).into_boxed_slice()
+    };
+    vocabulary.tokens.iter().zip(&vocabulary.kinds).map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests;

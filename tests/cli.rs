@@ -1,0 +1,399 @@
+//! The command line's contract, asked of the binary itself. No test needs or uses a GPU.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary, on a machine that shows no GPU.
+fn command(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_decode-bench"));
+    command.args(line.split_whitespace());
+    command.env("CUDA_VISIBLE_DEVICES", "").env_remove("GPU_DEBUG").env_remove("RUST_LOG");
+    command
+}
+
+fn decode_bench(line: &str) -> Output {
+    command(line).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// stdout of a line that must succeed.
+fn stdout(line: &str) -> String {
+    let output = decode_bench(line);
+    assert_eq!(code(&output), 0, "{line}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(line: &str) -> Value {
+    serde_json::from_str(&stdout(line)).unwrap()
+}
+
+/// A line that must fail with `expected`, one line of explanation, and nothing on stdout.
+fn failure(line: &str, expected: i32) -> String {
+    let output = decode_bench(line);
+    let said = stderr(&output);
+    assert_eq!(code(&output), expected, "{line}: {said}");
+    assert!(output.stdout.is_empty(), "{line} printed data");
+    assert!(said.starts_with("error: ") && !said.contains("panicked"), "{line}: {said}");
+    said
+}
+
+/// As [`failure`], for errors of a model: the file is named, in one line.
+fn refused(path: &Path, expected: i32) -> String {
+    let said = failure(&format!("run --backend cpu -n 1 -m {}", path.display()), expected);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&*path.file_name().unwrap().to_string_lossy()), "{said}");
+    said
+}
+
+/// A folder, and the tiny model in it.
+fn tiny_file(quant: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    stdout(&format!("synth tiny:{quant} -o {}", path.display()));
+    (folder, path)
+}
+
+/// Where `pattern` ends in `bytes`.
+fn after(bytes: &[u8], pattern: &str) -> usize {
+    let at = bytes.windows(pattern.len()).position(|w| w == pattern.as_bytes());
+    at.unwrap_or_else(|| panic!("{pattern} is not in the file")) + pattern.len()
+}
+
+const QUICK: &str = "--synthetic tiny --backend cpu --no-warmup -r 2 -n 4";
+
+#[test]
+fn every_subcommand_explains_itself() {
+    let whole = stdout("--help");
+    for name in [
+        "run",
+        "generate",
+        "verify",
+        "inspect",
+        "graph",
+        "compare",
+        "synth",
+        "doctor",
+        "completions",
+        "man",
+    ] {
+        assert!(whole.contains(&format!("\n  {name} ")), "{name} is not listed");
+        assert!(stdout(&format!("{name} --help")).contains("Usage:"), "{name}");
+    }
+    assert!(stdout("--version").starts_with("decode-bench "));
+    assert!(stdout("completions bash").contains("decode-bench"));
+    assert!(stdout("man").contains("decode\\-bench"));
+}
+
+#[test]
+fn a_wrong_command_line_is_a_usage_error() {
+    for line in [
+        "frobnicate",
+        "run --no-such-flag",
+        "run -d 5-3",
+        "run -n 0",
+        "run -pg 512",
+        "run -r 0",
+        "run --synthetic no-such-model --backend cpu",
+        "run --synthetic tiny -m x.gguf",
+        "run --synthetic tiny --backend cpu -ctk f16 -ctv f32",
+        "generate --synthetic tiny",
+        "generate --prompt-ids 1",
+        "generate --synthetic tiny --prompt-ids 1 --temp nan",
+        "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",
+        "graph",
+    ] {
+        assert_eq!(code(&decode_bench(line)), 2, "{line}");
+    }
+    for (value, expected) in [("3", 2), ("on", 2), ("0", 0), ("", 0)] {
+        let output = command("doctor").env("GPU_DEBUG", value).output().unwrap();
+        assert_eq!(code(&output), expected, "GPU_DEBUG={value}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_there_or_none_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(&folder.path().join("missing.gguf"), 74);
+    refused(folder.path(), 4);
+    let text = folder.path().join("notes.txt");
+    std::fs::write(&text, "these are not the weights that you look for").unwrap();
+    refused(&text, 3);
+}
+
+#[test]
+fn a_damaged_model_is_refused_with_what_is_wrong() {
+    let (folder, tiny) = tiny_file("f16");
+    let bytes = std::fs::read(&tiny).unwrap();
+    let damaged = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let said = refused(&damaged("cut.gguf", &bytes[..bytes.len() / 2]), 3);
+    assert!(said.contains("blk.") || said.contains("tensor"), "{said}");
+    refused(&damaged("stub.gguf", &bytes[..20]), 3);
+
+    let mut other = bytes.clone();
+    // After the key: type and length of its value, then the value.
+    let value = after(&bytes, "general.architecture") + 12;
+    assert_eq!(&other[value..value + 5], b"llama");
+    other[value..value + 5].copy_from_slice(b"mamba");
+    let said = refused(&damaged("mamba.gguf", &other), 4);
+    assert!(said.contains("mamba") && said.contains("llama"), "{said}");
+
+    let mut other = bytes.clone();
+    // After the name: dimensions, two sizes, type. I16 is as large as F16.
+    let kind = after(&bytes, "blk.0.attn_q.weight") + 4 + 16;
+    other[kind..kind + 4].copy_from_slice(&25u32.to_le_bytes());
+    let path = damaged("i16.gguf", &other);
+    let said = refused(&path, 4);
+    assert!(said.contains("blk.0.attn_q.weight") && said.contains("I16"), "{said}");
+    // What is wrong with it is what `inspect` is asked for.
+    assert!(stdout(&format!("inspect -m {}", path.display())).contains("supported    no: "));
+}
+
+#[test]
+fn cuda_asked_for_by_name_is_used_or_the_run_fails() {
+    failure("run --backend cuda -n 1", 5);
+    failure("run --list-devices", 5);
+    assert!(stdout("doctor").contains("CUDA           not ready: "));
+    let output = decode_bench("doctor --backend cuda");
+    assert_eq!(code(&output), 5);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("To fix it"));
+}
+
+#[test]
+fn without_arguments_and_gpu_it_measures_soon_and_warns_once() {
+    let start = Instant::now();
+    let output = decode_bench("");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    let said = stderr(&output);
+    assert_eq!(said.matches("CPU reference").count(), 1, "{said}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.starts_with("| model ") && table.contains(" tg128 "), "{table}");
+    assert!(!table.contains('\u{1b}') && !said.contains('\u{1b}'), "colour without a terminal");
+}
+
+#[test]
+fn a_pasted_llama_bench_line_runs_and_names_what_it_ignores_once() {
+    let line =
+        format!("{QUICK} -ngl 99 -fa 1 -t 8 -b 2048 -ub 512 -mmp 0 -sm none -lm mmap -p 2 -oe csv");
+    let output = decode_bench(&line);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let said = stderr(&output);
+    assert_eq!(said.matches("-ngl -fa -t -b -ub -mmp -sm -lm").count(), 1, "{said}");
+    assert_eq!(said.matches("token by token").count(), 1, "{said}");
+    assert!(said.contains("\"0\",\"4\",\"0\""), "no CSV on stderr: {said}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains(" pp2 ") && table.contains(" tg4 "), "{table}");
+}
+
+#[test]
+fn results_are_llama_benchs_rows_for_each_depth() {
+    let rows = json(&format!("{QUICK} -d 0,8-16+8 -o json"));
+    let rows = rows.as_array().unwrap();
+    let depths: Vec<_> = rows.iter().map(|r| r["n_depth"].as_u64().unwrap()).collect();
+    assert_eq!(depths, [0, 8, 16]);
+    for row in rows {
+        let names: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(names[..3], ["build_commit", "build_number", "cpu_info"]);
+        assert_eq!(
+            names[40..],
+            ["avg_ts", "stddev_ts", "use_mmap", "use_direct_io", "samples_ns", "samples_ts", "x"]
+        );
+        assert_eq!(row["samples_ns"].as_array().unwrap().len(), 2);
+        assert_eq!(row["backends"], "CPU");
+        assert_eq!(row["x"]["token_gaps_ns"][0].as_array().unwrap().len(), 3);
+        assert!(row["x"]["bytes_per_token"].as_f64().unwrap() > 1000.0);
+    }
+    assert_eq!(stdout(&format!("{QUICK} -d 0,8 -o jsonl")).lines().count(), 2);
+    let csv = stdout(&format!("{QUICK} -o csv"));
+    assert!(csv.starts_with("build_commit,build_number,"), "{csv}");
+    assert!(stdout(&format!("{QUICK} -o sql")).contains("INSERT INTO llama_bench ("));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = command(&format!("{QUICK} -o json"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_prints_what_was_measured() {
+    let mut child = command("--synthetic tiny --backend cpu --no-warmup -r 1 -n 2,50000 -o json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    // The first row begins a line of its own: then the long test is running.
+    out.read_line(&mut text).unwrap();
+    let mut first = vec![0];
+    out.read_exact(&mut first).unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    text.push_str(std::str::from_utf8(&first).unwrap());
+    out.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let rows: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 1);
+    assert_eq!(rows[0]["n_gen"], 2);
+}
+
+#[test]
+fn generation_is_the_same_from_a_file_and_from_memory() {
+    let (_folder, tiny) = tiny_file("q8_0");
+    let rest = "--backend cpu --prompt-ids 1,2,3 -n 6 --ignore-eos -o json";
+    let memory = json(&format!("generate --synthetic tiny:q8_0 {rest}"));
+    let file = json(&format!("generate -m {} {rest}", tiny.display()));
+    let names: Vec<_> = file.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names.join(" "), "model backend mode prompt_ids ids text finish_reason");
+    assert_eq!(file["ids"], memory["ids"]);
+    assert_eq!(file["ids"].as_array().unwrap().len(), 6);
+    assert_eq!(
+        (&file["backend"], &file["mode"], &file["finish_reason"]),
+        (&"cpu".into(), &"reference".into(), &"length".into())
+    );
+    // Step by step with logits, it is the same text.
+    let steps = json(&format!("generate --synthetic tiny:q8_0 {rest} --top 3"));
+    assert_eq!(steps["ids"], memory["ids"]);
+    for (step, id) in steps["steps"].as_array().unwrap().iter().zip(0..) {
+        assert_eq!(step["id"], steps["ids"][id]);
+        assert_eq!((&step["top"][0][0], step["top"].as_array().unwrap().len()), (&step["id"], 3));
+        assert!(step["logsumexp"].as_f64().unwrap() > step["top"][0][1].as_f64().unwrap());
+    }
+}
+
+#[test]
+fn generation_ends_at_capacity_and_follows_its_seed() {
+    let tiny = "generate --synthetic tiny --backend cpu --prompt-ids 1,2 --ignore-eos -o json";
+    let full = json(&format!("{tiny} -n 50 --capacity 8"));
+    assert_eq!(full["finish_reason"], "capacity");
+    // The last position's token is chosen too: 8 steps, the first of which chose no new token.
+    assert_eq!(full["ids"].as_array().unwrap().len(), 7);
+    let logits = json(&format!("{tiny} -n 50 --capacity 8 --top 1"));
+    assert_eq!((&logits["finish_reason"], &logits["ids"]), (&full["finish_reason"], &full["ids"]));
+    let draw = |seed| json(&format!("{tiny} -n 12 --temp 2 --top-k 0 --top-p 1 --seed {seed}"));
+    assert_eq!(draw(1)["ids"], draw(1)["ids"]);
+    assert_ne!(draw(1)["ids"], draw(2)["ids"]);
+}
+
+#[test]
+fn the_fused_plan_is_verified_against_the_plain_one() {
+    let said = stdout("verify --synthetic tiny --backend cpu -n 8");
+    assert!(said.contains("cpu, fused") && said.contains("top-1 8/8"), "{said}");
+}
+
+/// A golden file that holds what the model itself says.
+fn golden() -> Value {
+    let line = "generate --synthetic tiny --backend cpu --prompt-ids 5 -n 9 --ignore-eos --top 3";
+    let made = json(&format!("{line} -o json"));
+    let steps = made["steps"].as_array().unwrap();
+    let column = |i: usize| -> Vec<Value> {
+        let of = |s: &Value| s["top"].as_array().unwrap().iter().map(|t| t[i].clone()).collect();
+        steps.iter().map(of).collect()
+    };
+    let ids = [vec![5.into()], made["ids"].as_array().unwrap()[..8].to_vec()].concat();
+    let lse: Vec<f64> = steps.iter().map(|s| s["logsumexp"].as_f64().unwrap()).collect();
+    let nll: f64 = (0..8).map(|i| lse[i] - steps[i]["top"][0][1].as_f64().unwrap()).sum();
+    let greedy_step = |s: &Value| {
+        serde_json::json!({
+            "top": [s["top"][0][0], s["top"][1][0]],
+            "logit": [s["top"][0][1], s["top"][1][1]],
+            "logsumexp": s["logsumexp"],
+        })
+    };
+    serde_json::json!({
+        "model": "tiny",
+        "reference": "itself",
+        "greedy": [{
+            "prompt": "five", "prompt_ids": [5], "greedy_ids": made["ids"],
+            "steps": steps.iter().map(greedy_step).collect::<Vec<_>>(),
+        }],
+        "forced": {
+            "ids": ids, "top_ids": column(0), "top_logits": column(1), "logsumexp": lse,
+            "mean_nll": nll / 8.0,
+        },
+    })
+}
+
+#[test]
+fn a_golden_file_is_held_against_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("golden.json");
+    let line = format!("verify --synthetic tiny --backend cpu --golden {}", path.display());
+    let mut golden = golden();
+    std::fs::write(&path, golden.to_string()).unwrap();
+    let report = json(&line);
+    assert_eq!((&report["positions"], &report["greedy_equal"]), (&9.into(), &1.into()));
+    let nll = |name: &str| report[name].as_f64().unwrap();
+    assert!((nll("mean_nll") - nll("golden_mean_nll")).abs() < 1e-6, "{report}");
+
+    golden["forced"]["top_logits"][3][1] = 1e3.into();
+    std::fs::write(&path, golden.to_string()).unwrap();
+    let output = decode_bench(&line);
+    assert_eq!(code(&output), 8, "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["max_abs_logit_error"].as_f64().unwrap() > 900.0);
+
+    std::fs::write(&path, "{}").unwrap();
+    assert_eq!(failure(&line, 3).lines().count(), 1);
+}
+
+#[test]
+fn a_plan_is_printed_without_a_gpu() {
+    let tiny = "graph --synthetic tiny";
+    assert!(stdout(tiny).contains("# total: "));
+    assert!(stdout(&format!("{tiny} -o dot")).starts_with("digraph plan {"));
+    let fused = json(&format!("{tiny} -o json"));
+    let plain = json(&format!("{tiny} -o json --no-fuse"));
+    let steps = |plan: &Value| plan["steps"].as_array().unwrap().len();
+    assert!(steps(&fused) < steps(&plain));
+    assert!(stdout("inspect --synthetic tiny").contains("supported    yes"));
+}
+
+#[test]
+fn a_comparison_ends_with_its_verdict() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, ms: [f64; 5]| {
+        let ns = ms.map(|ms| (ms * 1e7) as u64);
+        let row = serde_json::json!([{
+            "model_type": "llama 1B Q4_0", "backends": "CUDA", "n_prompt": 0, "n_gen": 10,
+            "n_depth": 0, "samples_ns": ns,
+        }]);
+        let path = folder.path().join(name);
+        std::fs::write(&path, row.to_string()).unwrap();
+        path.display().to_string()
+    };
+    let base = file("base.json", [1.0, 1.001, 0.999, 1.002, 0.998]);
+    let slow = file("slow.json", [1.1, 1.101, 1.099, 1.102, 1.098]);
+    let noisy = file("noisy.json", [0.9, 1.3, 1.0, 1.2, 0.8]);
+    for (new, expected) in [(&base, 0), (&slow, 9), (&noisy, 10)] {
+        let output = decode_bench(&format!("compare {base} {new} --fail-on-regression 2"));
+        assert_eq!(code(&output), expected, "{new}: {}", stderr(&output));
+        assert_eq!(code(&decode_bench(&format!("compare {base} {new}"))), 0);
+    }
+    failure(&format!("compare {base} {base}.missing"), 74);
+    std::fs::write(&slow, "[{}]").unwrap();
+    failure(&format!("compare {base} {slow}"), 3);
+}

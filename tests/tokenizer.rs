@@ -1,0 +1,237 @@
+//! The tokenizer against the real vocabulary of SmolLM2 and against outside truth.
+//!
+//! Needs `models/smollm2-135m-instruct-q4_1.gguf` (README says how to fetch it).
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use decode_graph::tokenizer::{Tokenizer, VocabSource};
+
+fn model_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf")
+}
+
+/// The start of the file, which holds all metadata.
+struct Head(Vec<u8>, usize);
+
+impl Head {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let bytes = self.0[self.1..self.1 + N].try_into().unwrap();
+        self.1 += N;
+        bytes
+    }
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+    fn len(&mut self) -> usize {
+        usize::try_from(u64::from_le_bytes(self.take())).unwrap()
+    }
+    fn text(&mut self) -> String {
+        let length = self.len();
+        let text = String::from_utf8(self.0[self.1..self.1 + length].to_vec()).unwrap();
+        self.1 += length;
+        text
+    }
+    /// A value of type `kind`: its texts and its numbers, of which one list is empty.
+    fn value(&mut self, kind: u32) -> (Vec<String>, Vec<u32>) {
+        match kind {
+            0 | 1 | 7 => (vec![], vec![u32::from(self.take::<1>()[0])]),
+            2 | 3 => (vec![], vec![u32::from(u16::from_le_bytes(self.take()))]),
+            4..=6 => (vec![], vec![self.u32()]),
+            8 => (vec![self.text()], vec![]),
+            9 => {
+                let element = self.u32();
+                let (mut texts, mut numbers) = (vec![], vec![]);
+                for _ in 0..self.len() {
+                    let (text, number) = self.value(element);
+                    texts.extend(text);
+                    numbers.extend(number);
+                }
+                (texts, numbers)
+            }
+            _ => (vec![], vec![u32::try_from(self.len()).unwrap()]),
+        }
+    }
+}
+
+/// Reads just what the tokenizer needs.
+fn real_vocab() -> VocabSource {
+    let path = model_path();
+    let mut bytes = Vec::new();
+    let file = File::open(&path).unwrap_or_else(|e| {
+        panic!("{}: {e}; the README says how to fetch the model", path.display())
+    });
+    file.take(8 << 20).read_to_end(&mut bytes).unwrap();
+    let mut head = Head(bytes, 0);
+    assert_eq!(&head.take::<4>(), b"GGUF");
+    head.u32();
+    head.len();
+    let mut source = VocabSource::default();
+    for _ in 0..head.len() {
+        let (key, kind) = (head.text(), head.u32());
+        let (mut texts, numbers) = head.value(kind);
+        let number = numbers.first().copied();
+        match key.as_str() {
+            "tokenizer.ggml.model" => source.model = texts.remove(0),
+            "tokenizer.ggml.pre" => source.pre = texts.pop(),
+            "tokenizer.ggml.tokens" => source.tokens = texts,
+            "tokenizer.ggml.merges" => source.merges = texts,
+            "tokenizer.ggml.token_type" => {
+                source.token_types = Some(numbers.iter().map(|n| n.cast_signed()).collect());
+            }
+            "tokenizer.ggml.bos_token_id" => source.bos = number,
+            "tokenizer.ggml.eos_token_id" => source.eos = number,
+            "tokenizer.ggml.eot_token_id" => source.eot = number,
+            "tokenizer.ggml.unknown_token_id" => source.unknown = number,
+            "tokenizer.ggml.add_bos_token" => source.add_bos = number.map(|n| n != 0),
+            "tokenizer.ggml.add_space_prefix" => source.add_space_prefix = number.map(|n| n != 0),
+            "tokenizer.chat_template" => source.chat_template = texts.pop(),
+            _ => {}
+        }
+    }
+    source
+}
+
+fn real() -> Tokenizer {
+    Tokenizer::new(real_vocab(), &model_path()).unwrap()
+}
+
+/// Prompts, their ids, greedy continuations and their text, as the outside reference computed
+/// them (tests/golden says which).
+fn golden() -> Vec<(String, Vec<u32>, Vec<u32>, String)> {
+    let text = include_str!("golden/tokenizer-smollm2.json");
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn golden_prompts_become_the_reference_ids_and_greedy_ids_its_text() {
+    let t = real();
+    let cases = golden();
+    assert!(cases.len() >= 6);
+    for (prompt, prompt_ids, greedy_ids, greedy_text) in cases {
+        assert_eq!(t.encode(&prompt, true).unwrap(), prompt_ids, "{prompt:?}");
+        assert_eq!(t.decode(&prompt_ids), prompt);
+        assert_eq!(t.decode(&greedy_ids), greedy_text, "{prompt:?}");
+        let mut stream = t.stream();
+        let mut streamed: String = greedy_ids.iter().map(|&id| stream.push(id)).collect();
+        streamed.push_str(&stream.finish());
+        assert_eq!(streamed, greedy_text, "{prompt:?}");
+    }
+}
+
+#[test]
+fn texts_become_the_ids_of_the_tokenizers_package() {
+    let text = include_str!("golden/tokenizer-smollm2-texts.json");
+    let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(text).unwrap();
+    assert!(cases.len() >= 10);
+    let t = real();
+    for (text, ids) in cases {
+        assert_eq!(t.encode(&text, true).unwrap(), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn the_real_vocabulary_ends_at_its_own_end_tokens() {
+    let t = real();
+    assert_eq!((t.vocab_len(), t.bos(), t.eos()), (49_152, Some(1), Some(2)));
+    let ends: Vec<u32> = (0..49_152).filter(|&id| t.is_end_of_generation(id)).collect();
+    assert_eq!(ends, [0, 2]);
+    assert!(t.chat_template().is_some_and(|template| template.contains("<|im_start|>")));
+}
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u32::try_from((z ^ (z >> 31)) % u64::from(bound)).unwrap()
+    }
+
+    fn text(&mut self) -> String {
+        let mut text = String::new();
+        for _ in 0..=self.below(24) {
+            let (low, high) = [
+                (0x20, 0x7f),
+                (0x0, 0x20),
+                (0x30, 0x3a),
+                (0x80, 0x300),
+                (0x300, 0x370),
+                (0x1f300, 0x1faff),
+                (0x0, 0x1_0000),
+                (0x1_0000, 0x11_0000),
+                (0x4e00, 0xa000),
+            ][self.below(9) as usize];
+            // Surrogates are no characters.
+            let c = char::from_u32(low + self.below(high - low)).unwrap_or('\u{d7ff}');
+            for _ in 0..=self.below(3) {
+                text.push(c);
+            }
+            if self.below(3) == 0 {
+                text.push_str(
+                    [
+                        "\r\n",
+                        "\n\n\n",
+                        "  ",
+                        " ",
+                        "'re",
+                        "\u{200d}",
+                        "\u{fe0f}",
+                        "<|im_end|>",
+                        "\t",
+                    ][self.below(9) as usize],
+                );
+            }
+        }
+        text
+    }
+}
+
+#[test]
+fn decoding_what_was_encoded_gives_the_text_back() {
+    let mut source = real_vocab();
+    // This vocabulary lacks 21 bytes (control characters, and the first bytes of planes 4 to 11,
+    // which have no characters). They get ids past its end, so that all of Unicode is covered.
+    let mut added = 0;
+    let alphabet = ('!'..='~').chain('\u{a1}'..='\u{ac}').chain('\u{ae}'..='\u{143}');
+    for c in alphabet.map(String::from) {
+        if !source.tokens.contains(&c) {
+            source.tokens.push(c);
+            source.token_types.as_mut().unwrap().push(1);
+            added += 1;
+        }
+    }
+    let t = Tokenizer::new(source, &model_path()).unwrap();
+    let mut random = Random(42);
+    for _ in 0..10_000 {
+        let text = random.text();
+        let ids = t.encode(&text, false).unwrap();
+        assert_eq!(t.decode(&ids), text);
+        let mut stream = t.stream();
+        let mut streamed: String = ids.iter().map(|&id| stream.push(id)).collect();
+        streamed.push_str(&stream.finish());
+        assert_eq!(streamed, text);
+    }
+    assert_eq!(added, 21);
+}
+
+#[test]
+fn a_byte_that_the_real_vocabulary_lacks_is_refused_not_dropped() {
+    let error = real().encode("end\u{4}", true).unwrap_err().to_string();
+    assert!(error.contains("0x04"), "{error}");
+}
+
+#[test]
+fn long_prompts_of_the_real_vocabulary_end_within_a_second() {
+    let t = real();
+    for prompt in ["Z".repeat(131_072), "\n".repeat(100_000), " ".repeat(100_000) + "x"] {
+        let start = std::time::Instant::now();
+        let ids = t.encode(&prompt, true).unwrap();
+        assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+        assert_eq!(t.decode(&ids), prompt);
+    }
+}
