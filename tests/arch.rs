@@ -1,4 +1,5 @@
 //! What a model's keys and tensors may be, and that everything else is refused by name.
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod small_model;
 

@@ -1,4 +1,5 @@
 //! The plan: its order, its fusion, its workspace, its listing.
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod small_model;
 

@@ -1,4 +1,5 @@
 //! The CPU reference: against another implementation on a real model, and the session over it.
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod small_model;
 

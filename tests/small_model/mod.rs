@@ -1,4 +1,5 @@
 //! Makes small GGUF files with any keys and tensors, right or wrong.
+#![allow(clippy::unwrap_used)] // A wrong builder is a wrong test.
 #![allow(dead_code)] // Each test file uses its own part.
 
 use decode_graph::checkpoint::Checkpoint;
