@@ -1,6 +1,6 @@
 //! Checkpoints from files: what is read is what stands there, and a written file reads the same.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod gguf_file;
 

@@ -1,6 +1,6 @@
 //! Malformed GGUF files: each gives a typed error that says what and where, and no panic.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod gguf_file;
 

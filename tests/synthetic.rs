@@ -1,7 +1,7 @@
 //! Synthetic checkpoints: the shapes and weight formats of the real models, and weights that are
 //! a pure function of seed, tensor and place.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
 use decode_graph::error::Error;
