@@ -2,6 +2,9 @@
 //!
 //! Needs `models/smollm2-135m-instruct-q4_1.gguf` (README says how to fetch it).
 
+// Clippy's exception for tests does not reach a test file's helpers.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
