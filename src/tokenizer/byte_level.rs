@@ -90,7 +90,6 @@ impl ByteLevel {
         let ignore_merges = family.ignore_merges;
         let model = BpeBuilder::new()
             .vocab_and_merges(vocab, kept)
-            .ignore_merges(ignore_merges)
             .build()
             .map_err(|e| Error::Internal(format!("byte-pair encoder: {e}")))?;
         let splitter = Splitter::new(family)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Longer texts are not looked for. It bounds the search to this many steps per byte of a prompt.
-pub(super) const MAX_SPECIAL_BYTES: usize = 512;
+pub(super) const MAX_SPECIAL_BYTES: usize = 256;
 
 /// A part of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -282,6 +282,7 @@ mod tests {
             grown.token_types.as_mut().unwrap().push(1);
         }
         let t = tokenizer(VocabSource { add_space_prefix: Some(false), ..grown });
+        assert_eq!(t.encode("ZZZ", false).unwrap(), [15, 14], "of equal scores the leftmost");
         let start = std::time::Instant::now();
         assert_eq!(t.encode(&"Z".repeat(131_072), false).unwrap(), vec![25; 64]);
         assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());

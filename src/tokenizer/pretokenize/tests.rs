@@ -79,8 +79,9 @@ fn deepseek_sets_differ_in_numbers_and_han() {
     check("deepseek-llm", "Hi| there|,|\n|\n|中文| |12345|  ");
     check("deepseek-coder", "Hi| there|,|\n|\n|中文| |1|2|3");
     check("deepseek-v3", "Hi| there|,\n\n|中文|12|.x| |123|45| a|  | b");
-    // U+01BB is a letter without case: in none of the letter lists of deepseek-llm.
-    check("deepseek-llm", "a|\u{1bb}|b\u{1f0}");
+    // U+01BB is a letter without case: not in the letter list of deepseek-llm. The punctuation
+    // that follows there spans ':' to '~', which cuts ASCII letters out of a mixed word.
+    check("deepseek-llm", "\u{1bb}|\u{1f0}é| na|ï|ve");
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn long_runs_are_split_in_linear_time() {
     let runs = [
         "Z".repeat(131_072),
         "\n".repeat(100_000),
-        " ".repeat(3_000_000) + "x",
+        " ".repeat(1_100_000) + "x",
         " \n".repeat(100_000) + " x",
         "a ".repeat(100_000),
         "'".repeat(131_072),
