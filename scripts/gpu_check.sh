@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Checks and measures everything that only a GPU shows, in one call, with prebuilt binaries: needs no
+# Rust toolchain on the machine with the GPU.
+#
+#   scripts/gpu_check.sh OUT DECODE_BENCH [TEST_BINARY…]
+#
+# Writes JSON and logs under OUT and prints a short table last. Exit 1 if anything failed. Set
+# MODEL=FILE.gguf for the golden check of the real model, SHAPES="…" for other shapes to time.
+set -uo pipefail
+out=${1:?folder for results} bench=${2:?decode-bench binary}
+shift 2
+shapes=${SHAPES:-"llama-3.1-8b:q4_k_m llama-3.2-1b:q4_k_m qwen2.5-1.5b:q4_k_m llama-2-7b:q4_0 llama-3.2-1b:bf16 smollm2-135m:q4_0"}
+golden=$(dirname "$0")/../tests/golden/smollm2-135m-q4_1.json
+mkdir -p "$out"
+failed=0
+rows=()
+
+# check NAME COMMAND…: runs it with a limit, keeps its output, notes how it ended
+check() {
+    local name=$1 rc=0
+    shift
+    timeout "${LIMIT:-120}" "$@" > "$out/$name.log" 2>&1 || rc=$?
+    rows+=("$(printf '%-34s %s' "$name" "$([ $rc = 0 ] && echo ok || echo "FAILED ($rc): $(tail -n 1 "$out/$name.log" | cut -c1-140)")")")
+    [ $rc = 0 ] || failed=1
+}
+
+for test in "$@"; do
+    check "test-$(basename "$test" | sed 's/-[0-9a-f]*$//')" "$test" --test-threads=1
+done
+for quant in ${QUANTS:-q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16}; do
+    check "verify-tiny-$quant" "$bench" verify --synthetic "tiny:$quant" --backend cuda
+done
+if [ -n "${MODEL:-}" ]; then
+    check golden-graph "$bench" verify -m "$MODEL" --golden "$golden" --backend cuda
+    check golden-eager "$bench" verify -m "$MODEL" --golden "$golden" --backend cuda --mode eager
+    check run-real "$bench" run -m "$MODEL" --backend cuda -n 512 -r 3 -o json
+fi
+for shape in $shapes; do
+    name=${shape//[:.]/-}
+    for mode in ${MODES:-graph}; do
+        check "run-$name-$mode" "$bench" run --synthetic "$shape" --backend cuda --mode "$mode" -n 512 -r 3 -o json
+    done
+done
+[ -z "${DEPTH:-}" ] || check "run-depth-$DEPTH" "$bench" run --synthetic llama-3.1-8b:q4_k_m --backend cuda -d "$DEPTH" -n 128 -r 3 -o json
+
+printf '%s\n' "${rows[@]}"
+exit $failed
