@@ -1,5 +1,6 @@
 //! A language model's decode step, recorded once as a plan and replayed as one CUDA graph.
 
+pub mod checkpoint;
 pub mod cuda;
 pub mod error;
 pub mod ops;

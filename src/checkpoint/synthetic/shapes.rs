@@ -1,0 +1,402 @@
+//! The models whose shapes can be had without their weights: a row each, as their published
+//! GGUF files have it.
+
+use super::super::gguf;
+use super::super::metadata::{Array, Metadata, StringArray, Value};
+use super::mix::Mix;
+use std::path::Path;
+
+/// A model's shape.
+#[derive(Debug)]
+pub(super) struct Shape {
+    /// Name on the command line.
+    pub(super) name: &'static str,
+    /// `general.name`.
+    title: &'static str,
+    architecture: &'static str,
+    pub(super) layers: u64,
+    hidden: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    ffn: u64,
+    vocab: u64,
+    context: u64,
+    epsilon: f32,
+    rope_base: f32,
+    /// Factor of the llama3 rope scaling, where there is one.
+    rope_factor: Option<f64>,
+    /// Whether the embedding makes the logits too.
+    tied: bool,
+    /// Whether the file says `attention.key_length`.
+    key_length: bool,
+    /// Tokens that a local layer sees.
+    window: Option<u32>,
+}
+
+/// What a tensor is for, as far as its format depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Norm, bias or table.
+    Vector,
+    /// Any other matrix.
+    Matrix,
+    /// Makes the logits: `output`, or a tied embedding.
+    Logits,
+    /// Values of the attention of a layer.
+    Value(u64),
+    /// Down projection of a layer.
+    Down(u64),
+}
+
+/// How a tensor's elements are distributed.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Zero mean, standard deviation `sigma`, in the tensor's format.
+    Matrix {
+        /// Standard deviation.
+        sigma: f32,
+    },
+    /// f32, uniform.
+    Vector {
+        /// Mean.
+        mean: f32,
+        /// Standard deviation.
+        sigma: f32,
+    },
+    /// f32, these values.
+    Table(Vec<f32>),
+}
+
+/// A tensor of a shape.
+pub(super) struct Tensor {
+    pub(super) name: String,
+    /// `[columns, rows]` or `[elements]`.
+    pub(super) shape: Vec<u64>,
+    pub(super) role: Role,
+    pub(super) content: Content,
+}
+
+/// What the rows below share.
+const BASE: Shape = Shape {
+    name: "",
+    title: "",
+    architecture: "llama",
+    layers: 0,
+    hidden: 0,
+    heads: 0,
+    kv_heads: 0,
+    head_dim: 0,
+    ffn: 0,
+    vocab: 0,
+    context: 0,
+    epsilon: 1e-5,
+    rope_base: 10_000.0,
+    rope_factor: None,
+    tied: false,
+    key_length: false,
+    window: None,
+};
+
+impl Shape {
+    pub(super) const ALL: &[Self] = &[
+        Self {
+            name: "llama-3.2-1b",
+            title: "Llama 3.2 1B",
+            layers: 16,
+            hidden: 2048,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 64,
+            ffn: 8192,
+            vocab: 128_256,
+            context: 131_072,
+            rope_base: 500_000.0,
+            rope_factor: Some(32.0),
+            tied: true,
+            key_length: true,
+            ..BASE
+        },
+        Self {
+            name: "llama-3.1-8b",
+            title: "Llama 3.1 8B",
+            layers: 32,
+            hidden: 4096,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 14_336,
+            vocab: 128_256,
+            context: 131_072,
+            rope_base: 500_000.0,
+            rope_factor: Some(8.0),
+            ..BASE
+        },
+        Self {
+            name: "llama-2-7b",
+            title: "Llama 2 7B",
+            layers: 32,
+            hidden: 4096,
+            heads: 32,
+            kv_heads: 32,
+            head_dim: 128,
+            ffn: 11_008,
+            vocab: 32_000,
+            context: 4096,
+            ..BASE
+        },
+        Self {
+            name: "qwen2.5-1.5b",
+            title: "Qwen2.5 1.5B",
+            architecture: "qwen2",
+            layers: 28,
+            hidden: 1536,
+            heads: 12,
+            kv_heads: 2,
+            head_dim: 128,
+            ffn: 8960,
+            vocab: 151_936,
+            context: 32_768,
+            epsilon: 1e-6,
+            rope_base: 1e6,
+            tied: true,
+            ..BASE
+        },
+        Self {
+            name: "qwen3-8b",
+            title: "Qwen3 8B",
+            architecture: "qwen3",
+            layers: 36,
+            hidden: 4096,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 12_288,
+            vocab: 151_936,
+            context: 40_960,
+            epsilon: 1e-6,
+            rope_base: 1e6,
+            key_length: true,
+            ..BASE
+        },
+        Self {
+            name: "gemma-3-270m",
+            title: "Gemma 3 270M",
+            architecture: "gemma3",
+            layers: 18,
+            hidden: 640,
+            heads: 4,
+            kv_heads: 1,
+            head_dim: 256,
+            ffn: 2048,
+            vocab: 262_144,
+            context: 32_768,
+            epsilon: 1e-6,
+            rope_base: 1e6,
+            tied: true,
+            key_length: true,
+            window: Some(512),
+            ..BASE
+        },
+        Self {
+            name: "smollm2-135m",
+            title: "SmolLM2 135M",
+            layers: 30,
+            hidden: 576,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            ffn: 1536,
+            vocab: 49_152,
+            context: 8192,
+            rope_base: 100_000.0,
+            tied: true,
+            ..BASE
+        },
+        Self {
+            name: "tiny",
+            title: "Tiny",
+            layers: 2,
+            hidden: 256,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            ffn: 512,
+            vocab: 512,
+            context: 512,
+            ..BASE
+        },
+    ];
+
+    /// All tensors, in file order.
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        let mut list = Vec::new();
+        let qk_norm = matches!(self.architecture, "qwen3" | "gemma3");
+        let post_norms = self.architecture == "gemma3";
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+
+        let embedding = if self.tied { Role::Logits } else { Role::Matrix };
+        list.push(matrix("token_embd.weight".to_owned(), self.hidden, self.vocab, embedding));
+        if let Some(factor) = self.rope_factor {
+            let table = rope_factors(f64::from(self.rope_base), self.head_dim, factor);
+            list.push(Tensor {
+                name: "rope_freqs.weight".to_owned(),
+                shape: vec![self.head_dim / 2],
+                role: Role::Vector,
+                content: Content::Table(table),
+            });
+        }
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}");
+            let weight = |part: &str, columns, rows, role| {
+                matrix(name(&format!("{part}.weight")), columns, rows, role)
+            };
+            let norm = |part: &str, size| vector(name(&format!("{part}.weight")), size, 1.0, 0.05);
+            list.push(norm("attn_norm", self.hidden));
+            list.push(weight("attn_q", self.hidden, q, Role::Matrix));
+            list.push(weight("attn_k", self.hidden, kv, Role::Matrix));
+            list.push(weight("attn_v", self.hidden, kv, Role::Value(layer)));
+            if self.architecture == "qwen2" {
+                list.push(vector(name("attn_q.bias"), q, 0.0, 0.02));
+                list.push(vector(name("attn_k.bias"), kv, 0.0, 0.02));
+                list.push(vector(name("attn_v.bias"), kv, 0.0, 0.02));
+            }
+            if qk_norm {
+                list.push(norm("attn_q_norm", self.head_dim));
+                list.push(norm("attn_k_norm", self.head_dim));
+            }
+            list.push(weight("attn_output", q, self.hidden, Role::Matrix));
+            if post_norms {
+                list.push(norm("post_attention_norm", self.hidden));
+            }
+            list.push(norm("ffn_norm", self.hidden));
+            list.push(weight("ffn_gate", self.hidden, self.ffn, Role::Matrix));
+            list.push(weight("ffn_up", self.hidden, self.ffn, Role::Matrix));
+            list.push(weight("ffn_down", self.ffn, self.hidden, Role::Down(layer)));
+            if post_norms {
+                list.push(norm("post_ffw_norm", self.hidden));
+            }
+        }
+        list.push(vector("output_norm.weight".to_owned(), self.hidden, 1.0, 0.05));
+        if !self.tied {
+            list.push(matrix("output.weight".to_owned(), self.hidden, self.vocab, Role::Logits));
+        }
+        list
+    }
+}
+
+/// Keeps activations of unit variance at unit variance: sigma = 1/√columns. For an embedding this
+/// is the size that trained ones have (0.015 to 0.04).
+fn matrix(name: String, columns: u64, rows: u64, role: Role) -> Tensor {
+    let sigma = 1.0 / (columns as f32).sqrt();
+    Tensor { name, shape: vec![columns, rows], role, content: Content::Matrix { sigma } }
+}
+
+fn vector(name: String, size: u64, mean: f32, sigma: f32) -> Tensor {
+    Tensor { name, shape: vec![size], role: Role::Vector, content: Content::Vector { mean, sigma } }
+}
+
+/// Divisors of the rotary frequencies of Llama 3.1 and later, `[head_dim / 2]`:
+///
+/// ```text
+/// λ = 2π · base^(2i/head_dim);  t = (8192/λ − 1)/(4 − 1)
+/// 1 where λ < 8192/4,  factor where λ > 8192/1,  else 1/((1 − t)/factor + t)
+/// ```
+///
+/// Source: the `llama3` rope type of the published configurations (low 1, high 4, original 8192).
+fn rope_factors(base: f64, head_dim: u64, factor: f64) -> Vec<f32> {
+    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let one = |i: u64| {
+        let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / head_dim as f64);
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor
+        } else {
+            let t = (original / wavelength - low) / (high - low);
+            1.0 / ((1.0 - t) / factor + t)
+        }
+    };
+    (0..head_dim / 2).map(|i| one(i) as f32).collect()
+}
+
+/// Keys and values as the model's GGUF file has them, with a vocabulary of bytes and fillers.
+pub(super) fn metadata(shape: &Shape, mix: Mix, path: &Path) -> Metadata {
+    let mut m = Metadata::new(path);
+    let text = |s: &str| Value::String(s.as_bytes().to_vec());
+    // Shapes in the table are far below 2^32.
+    let int = |n: u64| Value::U32(n as u32);
+    let mut put = |key: &str, value| m.push(key.to_owned(), None, value);
+    let a = shape.architecture;
+    put("general.architecture", text(a));
+    put("general.type", text("model"));
+    put("general.name", text(&format!("{} (synthetic weights)", shape.title)));
+    put("general.file_type", Value::U32(mix.file_type()));
+    if !matches!(mix, Mix::F16 | Mix::Bf16) {
+        put("general.quantization_version", Value::U32(2));
+    }
+    put(gguf::ALIGNMENT_KEY, Value::U32(gguf::DEFAULT_ALIGNMENT as u32));
+    put(&format!("{a}.block_count"), int(shape.layers));
+    put(&format!("{a}.context_length"), int(shape.context));
+    put(&format!("{a}.embedding_length"), int(shape.hidden));
+    put(&format!("{a}.feed_forward_length"), int(shape.ffn));
+    put(&format!("{a}.attention.head_count"), int(shape.heads));
+    put(&format!("{a}.attention.head_count_kv"), int(shape.kv_heads));
+    put(&format!("{a}.attention.layer_norm_rms_epsilon"), Value::F32(shape.epsilon));
+    if shape.key_length {
+        put(&format!("{a}.attention.key_length"), int(shape.head_dim));
+        put(&format!("{a}.attention.value_length"), int(shape.head_dim));
+    }
+    if let Some(window) = shape.window {
+        put(&format!("{a}.attention.sliding_window"), Value::U32(window));
+    }
+    put(&format!("{a}.rope.freq_base"), Value::F32(shape.rope_base));
+    if a == "llama" {
+        put(&format!("{a}.rope.dimension_count"), int(shape.head_dim));
+    }
+    put(&format!("{a}.vocab_size"), int(shape.vocab));
+
+    let (tokens, types) = vocabulary(shape.vocab);
+    put("tokenizer.ggml.model", text("gpt2"));
+    put("tokenizer.ggml.pre", text("gpt-2"));
+    put("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)));
+    put("tokenizer.ggml.token_type", Value::Array(Array::I32(types)));
+    put("tokenizer.ggml.merges", Value::Array(Array::String(StringArray::default())));
+    put("tokenizer.ggml.bos_token_id", Value::U32(BOS));
+    put("tokenizer.ggml.eos_token_id", Value::U32(BOS + 1));
+    put("tokenizer.ggml.add_bos_token", Value::Bool(true));
+    m
+}
+
+/// Id of the first token after the 256 bytes.
+const BOS: u32 = 256;
+
+/// Token texts and kinds: the 256 bytes in byte-level BPE's spelling, begin and end of text, and
+/// fillers, so that any text has ids and any id has text.
+fn vocabulary(size: u64) -> (StringArray, Vec<i32>) {
+    let (normal, control) = (1, 3);
+    let size = size as usize;
+    let mut tokens = StringArray::with_capacity(size);
+    let mut types = vec![normal; size];
+    let mut unprintable = 0;
+    for byte in 0..=255u8 {
+        // Bytes that are no printable Latin-1 are spelled as the letters from U+0100 on.
+        let spelled = match byte {
+            b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => u32::from(byte),
+            _ => {
+                unprintable += 1;
+                0xFF + unprintable
+            }
+        };
+        let letter = char::from_u32(spelled).unwrap_or(char::REPLACEMENT_CHARACTER);
+        tokens.push(letter.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+    for special in ["<|bos|>", "<|eos|>"] {
+        types[tokens.len()] = control;
+        tokens.push(special.as_bytes());
+    }
+    for id in tokens.len()..size {
+        tokens.push(format!("<{id}>").as_bytes());
+    }
+    (tokens, types)
+}

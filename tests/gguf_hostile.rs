@@ -1,0 +1,327 @@
+//! Malformed GGUF files: each gives a typed error that says what and where, and no panic.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod gguf_file;
+
+use decode_graph::checkpoint::Checkpoint;
+use decode_graph::error::{Defect, Error};
+use gguf_file::{Gguf, defect, minimal, open, scratch, text};
+use std::os::unix::fs::FileExt;
+
+fn expect(id: &str, bytes: &[u8], wanted: Defect) -> String {
+    let start = std::time::Instant::now();
+    let (found, _, why) = defect(bytes);
+    assert_eq!(found, wanted, "{id}: {why}");
+    assert!(start.elapsed().as_millis() < 1000, "{id} took {:?}", start.elapsed());
+    why
+}
+
+fn header(change: impl Fn(&mut Gguf)) -> Vec<u8> {
+    let mut g = Gguf::default();
+    change(&mut g);
+    g.bytes()
+}
+
+#[test]
+fn a_broken_header_is_refused_by_class() {
+    assert_eq!(defect(b"").1, Some(0), "H01 offset");
+    assert_eq!(defect(b"GGUF").1, Some(4), "H02 offset");
+    let whole = minimal().bytes();
+    for n in 0..24 {
+        expect("H01-H03", &whole[..n], Defect::Truncated);
+    }
+    let magic = |m: &[u8]| [m, &whole[4..]].concat();
+    assert!(expect("H04", &magic(b"FUGG"), Defect::BadMagic).contains("FUGG"));
+    assert!(expect("H05", &magic(b"GGJT"), Defect::BadMagic).contains("older"));
+    assert!(expect("H05", &magic(b"ggml"), Defect::BadMagic).contains("older"));
+    for (id, version, says) in [
+        ("H06", 0, "does not exist"),
+        ("H07", 1, "32-bit counts"),
+        ("H08", 4, "newer than 3"),
+        ("H09", 0x0300_0000, "big-endian"),
+    ] {
+        let why = expect(id, &header(|g| g.version = Some(version)), Defect::BadVersion);
+        assert!(why.contains(says), "{id}: {why}");
+    }
+    for count in [u64::MAX, 1 << 32, 1 << 61, 65_537] {
+        expect("H10 H11", &header(|g| g.tensor_count = Some(count)), Defect::BadCount);
+        expect("H12 H13", &header(|g| g.key_count = Some(count)), Defect::BadCount);
+    }
+}
+
+#[test]
+fn many_keys_take_linear_time() {
+    let keys = |n: u32| {
+        let mut g = Gguf::default();
+        for i in 0..n {
+            g = g.key(format!("k{i:08}").as_bytes(), 0, &[0]);
+        }
+        g
+    };
+    let start = std::time::Instant::now();
+    assert_eq!(open(&keys(65_536).bytes()).unwrap().metadata().len(), 65_536);
+    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+    let mut over = keys(8);
+    over.key_count = Some(1_000_000);
+    expect("H14", &over.bytes(), Defect::BadCount);
+}
+
+#[test]
+fn an_empty_container_opens_and_then_lacks_its_architecture() {
+    let c = open(&Gguf::default().bytes()).unwrap();
+    assert!(c.tensors().is_empty());
+    assert!(matches!(
+        c.architecture(),
+        Err(Error::InvalidModel { defect: Defect::MissingKey, .. })
+    ));
+}
+
+#[test]
+fn broken_keys_are_refused_by_class() {
+    let with = |g: Gguf| g.bytes();
+    let raw_length = |n: u64| with(Gguf::default().raw_key(&n.to_le_bytes()));
+    expect("K01", &raw_length(u64::MAX), Defect::BadString);
+    expect("K02", &raw_length(1 << 63), Defect::BadString);
+    let named = |key: &[u8]| with(Gguf::default().key(key, 0, &[1]));
+    expect("K03", &named(b""), Defect::BadKey);
+    expect("K04", &named(&[b'k'; 65_536]), Defect::BadKey);
+    assert!(open(&named(&[b'k'; 65_535])).is_ok(), "K04 at the limit");
+    for key in [&b"a\0b"[..], "ä".as_bytes(), b"\xff"] {
+        expect("K05", &named(key), Defect::BadKey);
+    }
+    let twice = |kind, v: &[u8]| with(Gguf::default().key(b"k", 0, &[1]).key(b"k", kind, v));
+    expect("K06", &twice(0, &[1]), Defect::Duplicate);
+    expect("K07", &twice(4, &[1, 0, 0, 0]), Defect::Duplicate);
+}
+
+#[test]
+fn broken_values_are_refused_by_class() {
+    let value = |kind, v: &[u8]| Gguf::default().key(b"k", kind, v);
+    for kind in [13, u32::MAX, 1 << 31] {
+        expect("K08 K09", &value(kind, &[0; 8]).bytes(), Defect::BadType);
+    }
+    // header() has no padding, so the length is one more than the bytes left.
+    expect(
+        "K10",
+        &value(8, &[&4u64.to_le_bytes()[..], b"abc"].concat()).header(),
+        Defect::Truncated,
+    );
+    expect("K11", &value(8, &(1u64 << 63).to_le_bytes()).bytes(), Defect::BadString);
+    expect("K13", &value(7, &[2]).bytes(), Defect::BadValue);
+    let array = |kind, count, v: &[u8]| Gguf::default().array(b"k", kind, count, v).bytes();
+    expect("K13", &array(7, 2, &[1, 2]), Defect::BadValue);
+    expect("K14", &array(13, 1, &[0; 8]), Defect::BadArray);
+    expect("K15", &array(10, 1 << 61, &[0; 8]), Defect::BadArray);
+    let nested = [&8u32.to_le_bytes()[..], &0u64.to_le_bytes()].concat();
+    assert!(expect("K16", &array(9, 1, &nested), Defect::BadArray).contains("nested"));
+    let deep = [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat().repeat(100_000);
+    expect("K17", &array(9, 1, &deep), Defect::BadArray);
+    expect("K18", &array(8, 1 << 30, &[0; 64]), Defect::BadArray);
+    expect("K18 under the cap", &array(8, 1 << 20, &[0; 64]), Defect::Truncated);
+    let c = open(&array(0, 300_000, &vec![7; 300_000])).unwrap();
+    assert_eq!(c.u64_array_key("k").unwrap().unwrap().len(), 300_000, "K19");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_kept_and_refused_only_as_text() {
+    let c = open(&Gguf::default().key(b"k", 8, &text(b"\xffx")).bytes()).unwrap();
+    assert!(matches!(
+        c.str_key("k"),
+        Err(Error::InvalidModel { defect: Defect::BadString, offset: Some(_), .. })
+    ));
+    assert_eq!(c.metadata().entry("k").unwrap().value.to_string(), "\u{FFFD}x");
+}
+
+#[test]
+fn the_alignment_is_a_u32_power_of_two_within_bounds() {
+    let aligned = |kind, v: &[u8]| Gguf::default().key(b"general.alignment", kind, v);
+    for bad in [0u32, 1, 4, 13, 24, 1 << 17, 1 << 31] {
+        expect("K20-K23", &aligned(4, &bad.to_le_bytes()).bytes(), Defect::BadAlignment);
+    }
+    expect("K24", &aligned(5, &32u32.to_le_bytes()).bytes(), Defect::BadType);
+    expect("K24", &aligned(8, &text(b"32")).bytes(), Defect::BadType);
+    let twice = aligned(4, &32u32.to_le_bytes()).key(b"general.alignment", 4, &[32, 0, 0, 0]);
+    expect("K25", &twice.bytes(), Defect::Duplicate);
+    let c = open(
+        &aligned(4, &64u32.to_le_bytes())
+            .info(b"a", &[4], 0, 0)
+            .info(b"b", &[1], 0, 64)
+            .padded_data(&[[1u8; 64], [2u8; 64]].concat(), 64),
+    )
+    .unwrap();
+    assert_eq!(c.read_all(c.tensor("b").unwrap()).unwrap(), [2; 4]);
+}
+
+/// K27, D01, D02 and the rest of the header at once.
+#[test]
+fn every_truncation_is_an_error_that_says_truncated() {
+    let whole = minimal().bytes();
+    assert!(open(&whole).is_ok());
+    for n in 0..whole.len() {
+        expect(&format!("cut at {n}"), &whole[..n], Defect::Truncated);
+    }
+}
+
+#[test]
+fn every_single_bit_flip_is_an_error_or_a_file_that_reads() {
+    let whole = minimal().bytes();
+    let file = scratch("model.gguf", &whole);
+    let writer = std::fs::OpenOptions::new().write(true).open(&file.path).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let at = bit / 8;
+        writer.write_all_at(&[whole[at] ^ (1 << (bit % 8))], at as u64).unwrap();
+        let _ = Checkpoint::inspect_only(&file.path);
+        if let Ok(c) = Checkpoint::open(&file.path) {
+            for t in c.tensors() {
+                c.read_all(t).unwrap();
+            }
+        }
+        writer.write_all_at(&whole[at..=at], at as u64).unwrap();
+    }
+}
+
+#[test]
+fn broken_tensor_names_and_shapes_are_refused_by_class() {
+    let named = |name: &[u8]| Gguf::default().info(name, &[8], 0, 0).padded_data(&[0; 32], 32);
+    expect("T01", &named(&[b'n'; 65]), Defect::BadName);
+    assert!(open(&named(&[b'n'; 64])).is_ok(), "T01 at the limit");
+    expect("T02", &Gguf::default().raw_info(&[0xFF; 8]).bytes(), Defect::BadString);
+    let twice = Gguf::default().tensor("a", &[8], 0, &[0; 32]).tensor("a", &[8], 0, &[0; 32]);
+    expect("T03", &twice.bytes(), Defect::Duplicate);
+    for name in [&b"../x"[..], b"a..b", b"a\0b", b"", b"\xff"] {
+        expect("T04", &named(name), Defect::BadName);
+    }
+    let shaped =
+        |dims: &[u64], kind| Gguf::default().info(b"t", dims, kind, 0).padded_data(&[0; 64], 32);
+    expect("T05", &shaped(&[], 0), Defect::BadShape);
+    expect("T06", &shaped(&[1; 5], 0), Defect::BadShape);
+    let endless = [&text(b"t")[..], &u32::MAX.to_le_bytes()].concat();
+    expect("T07", &Gguf::default().raw_info(&endless).bytes(), Defect::BadShape);
+    expect("T08", &shaped(&[32, 0], 2), Defect::BadShape);
+    expect("T08", &shaped(&[0], 12), Defect::BadShape);
+    expect("T09", &shaped(&[u64::MAX], 0), Defect::BadShape);
+    for kind in [0, 12] {
+        expect("T10", &shaped(&[(1 << 42) + 1], kind), Defect::SizeOverflow);
+        expect("T11", &shaped(&[1 << 32, 1 << 32], kind), Defect::SizeOverflow);
+        expect("T12", &shaped(&[1 << 31, 1 << 31], kind), Defect::SizeOverflow);
+    }
+    expect("T13", &shaped(&[0x7FFF_FFFF_FFFF_FFC0], 24), Defect::SizeOverflow);
+    expect("T18", &shaped(&[31], 2), Defect::BadShape);
+    expect("T18", &shaped(&[255], 12), Defect::BadShape);
+    expect("T19", &shaped(&[16, 2], 2), Defect::BadShape);
+}
+
+#[test]
+fn undefined_and_removed_tensor_types_are_refused_by_id() {
+    let typed = |kind| Gguf::default().info(b"t", &[256], kind, 0).padded_data(&[0; 2048], 32);
+    expect("T14", &typed(43), Defect::UnknownType);
+    expect("T15", &typed(u32::MAX), Defect::UnknownType);
+    for id in [4, 5, 31, 32, 33, 36, 37, 38] {
+        let why = expect("T16", &typed(id), Defect::UnknownType);
+        assert!(why.contains("removed") && why.contains(&id.to_string()), "{why}");
+    }
+}
+
+#[test]
+fn a_known_type_without_kernels_is_refused_by_name_and_listed_by_inspect() {
+    let sizes = [(19, "IQ1_S", 50), (34, "TQ1_0", 54), (39, "MXFP4", 136), (27, "I64", 2048)];
+    for (id, name, bytes) in sizes.into_iter().chain([(28, "F64", 2048)]) {
+        let g = minimal().tensor("blk.0.odd", &[256], id, &vec![0; bytes]);
+        let file = scratch("model.gguf", &g.bytes());
+        let Err(Error::Unsupported { at, what, .. }) = Checkpoint::open(&file.path) else {
+            panic!("T17 {name}")
+        };
+        assert!(at.contains("blk.0.odd") && what.contains(name), "{at} {what}");
+        let listed = Checkpoint::inspect_only(&file.path).unwrap();
+        let last = listed.tensors.last().unwrap();
+        assert_eq!((last.type_name.as_str(), last.bytes), (name, Some(bytes as u64)));
+        assert_eq!((last.format, &last.shape), (None, &vec![256]));
+    }
+    // The end of the data is checked before the type is judged.
+    let short = Gguf::default().tensor("t", &[256], 19, &[0; 49]);
+    expect("T17 short", &short.bytes(), Defect::Truncated);
+    // An id that nobody defines has no size: what follows it is listed all the same.
+    let g = minimal().tensor("odd", &[256], 77, &[0; 32]).tensor("last", &[8], 0, &[0; 32]);
+    let file = scratch("model.gguf", &g.bytes());
+    let listed = Checkpoint::inspect_only(&file.path).unwrap();
+    assert_eq!(listed.tensors[2].type_name, "type 77");
+    assert_eq!((listed.tensors[2].bytes, listed.tensors[3].bytes), (None, Some(32)));
+}
+
+#[test]
+fn offsets_are_the_running_sum_and_inside_the_file() {
+    let two = |a, b| {
+        let g = Gguf::default().info(b"a", &[16], 0, a).info(b"b", &[16], 0, b);
+        g.padded_data(&[0; 256], 32)
+    };
+    assert!(open(&two(0, 64)).is_ok());
+    for (id, a, b) in [
+        ("T20", u64::MAX, 64),
+        ("T21", 0, 65),
+        ("T22", 1 << 40, 64),
+        ("T24", 0, 0),
+        ("T25", 0, 96),
+        ("T26", 64, 0),
+        ("T27", u64::MAX - 31, 0),
+    ] {
+        expect(id, &two(a, b), Defect::BadOffset);
+    }
+    let whole = Gguf::default().tensor("a", &[8], 0, &[0; 32]).bytes();
+    expect("T23 D01", &whole[..whole.len() - 1], Defect::Truncated);
+    expect("D02", &whole[..whole.len() - 32], Defect::Truncated);
+    assert!(open(&[&whole[..], b"junk"].concat()).is_ok(), "D03");
+    let mut dirty = minimal();
+    let header = dirty.header().len();
+    dirty.data[54] = 0xEE;
+    let mut bytes = dirty.bytes();
+    bytes[header] = 0xEE;
+    assert!(open(&bytes).is_ok(), "D04");
+}
+
+#[test]
+fn one_part_of_a_split_model_is_refused_naming_the_missing_part() {
+    let file = scratch("big-00001-of-00002.gguf", &minimal().bytes());
+    let error = Checkpoint::open(&file.path).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    let said = error.to_string();
+    assert!(said.contains("big-00001-of-00002.gguf"), "{said}");
+    assert!(said.contains("part 2 of 2 is missing"), "{said}");
+
+    let renamed = minimal().key(b"split.count", 2, &3u16.to_le_bytes());
+    assert_eq!(open(&renamed.bytes()).unwrap_err().exit_code(), 4);
+    let one = scratch("big-00001-of-00001.gguf", &minimal().bytes());
+    assert!(Checkpoint::open(&one.path).is_ok());
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_without_blocking() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(said.exit_code() == 4 && said.to_string().contains("safetensors folders"), "{said}");
+    for path in ["/dev/zero", "/dev/full", "/dev/null", "/nowhere/at/all"] {
+        let error = Checkpoint::open(path.as_ref()).unwrap_err();
+        assert_eq!(error.exit_code(), 74, "{path}: {error}");
+    }
+    let fifo = folder.path().join("fifo");
+    if std::process::Command::new("mkfifo").arg(&fifo).status().is_ok_and(|s| s.success()) {
+        assert_eq!(Checkpoint::open(&fifo).unwrap_err().exit_code(), 74);
+    }
+    let ring = folder.path().join("ring");
+    std::os::unix::fs::symlink(&ring, &ring).unwrap();
+    assert_eq!(Checkpoint::open(&ring).unwrap_err().exit_code(), 74);
+}
+
+#[test]
+fn a_file_cut_after_it_was_opened_is_truncated_not_a_signal() {
+    let g = Gguf::default().tensor("a", &[1 << 16], 0, &vec![1; 1 << 18]);
+    let file = scratch("model.gguf", &g.bytes());
+    let c = Checkpoint::open(&file.path).unwrap();
+    c.verify_unchanged().unwrap();
+    std::fs::OpenOptions::new().write(true).open(&file.path).unwrap().set_len(100).unwrap();
+    assert!(matches!(
+        c.read_all(c.tensor("a").unwrap()),
+        Err(Error::InvalidModel { defect: Defect::Truncated, offset: Some(100), .. })
+    ));
+    assert_eq!(c.verify_unchanged().unwrap_err().exit_code(), 74);
+}
