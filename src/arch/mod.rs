@@ -4,8 +4,12 @@ mod config;
 mod llama;
 mod weights;
 
-pub use config::ModelConfig;
-pub use weights::{LayerRole, ValidatedLayerWeights};
+pub use config::{Architecture, ModelConfig, RopeConfig};
+pub(crate) use weights::read_vector;
+pub use weights::{
+    CheckedMatrix, CheckedVector, LayerRole, Projection, ValidatedLayerWeights,
+    ValidatedModelWeights,
+};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;

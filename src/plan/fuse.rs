@@ -3,9 +3,10 @@
 //! A rule looks at the steps from an index on and answers with the fused op and how many steps it
 //! replaces, or not at all: then the plain steps stay, which every backend runs as well.
 
-use super::{DecodePlan, Step};
+use super::{DecodePlan, Step, WeightSpec};
 use crate::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
-use crate::ops::{Buf, Op};
+use crate::ops::{Buf, Op, Pairing};
+use crate::quant::RowOrder;
 
 /// A fused op and the number of steps that it replaces.
 type Fused = Option<(Op, usize)>;
@@ -35,7 +36,28 @@ pub fn fuse(plan: &DecodePlan) -> DecodePlan {
             }
         }
     }
-    DecodePlan { steps, ..plan.clone() }
+    let mut fused = DecodePlan { steps, ..plan.clone() };
+    pair_rows(&mut fused);
+    fused
+}
+
+/// Lays query and key rows so that the partners of a rotation are neighbours in a tile: what the
+/// epilogue of the fused kernel expects. Plain products keep the order of the file.
+fn pair_rows(plan: &mut DecodePlan) {
+    for step in &mut plan.steps {
+        let Op::Qkv(op) = &mut step.op else { continue };
+        if op.rope_q.pairing == Pairing::Adjacent {
+            continue;
+        }
+        let (head_dim, rotary) = (op.rope_q.head_dim as usize, op.rope_q.rotary() as usize);
+        let paired = RowOrder::PairHalves { head_dim, rotary };
+        for m in [&mut op.q.weight, &mut op.k.weight] {
+            m.order = paired;
+            if let Some(WeightSpec::Matrix { order, .. }) = plan.weights.get_mut(m.id.0 as usize) {
+                *order = paired;
+            }
+        }
+    }
 }
 
 /// Whether a buffer that the fused op keeps to itself is read by a step outside the run.

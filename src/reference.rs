@@ -1,0 +1,227 @@
+//! Consumer 1: interprets a plan on the CPU. The definition of correct for every other consumer.
+
+use crate::arch::read_vector;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Defect, Error, Result};
+use crate::ops::{HostMemory, HostState, HostWeight};
+use crate::plan::{DecodePlan, WeightSpec};
+use crate::session::{CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row};
+use rayon::prelude::*;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// Reads the weights that `plan` names and makes the memory that it touches; `progress` is told
+/// (bytes of weights done, of all).
+///
+/// # Errors
+///
+/// Those of [`Checkpoint::read`], and [`Error::Usage`] when the cache does not fit the memory.
+pub fn load(
+    checkpoint: &Checkpoint,
+    plan: &DecodePlan,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<HostMemory> {
+    let size = |spec: &WeightSpec| checkpoint.tensor(spec.name()).map_or(0, |t| t.bytes);
+    let total = plan.weights.iter().map(size).sum();
+    let mut done = 0;
+    progress(done, total);
+    let mut weights = Vec::with_capacity(plan.weights.len());
+    for spec in &plan.weights {
+        weights.push(read_weight(checkpoint, spec)?);
+        done += size(spec);
+        progress(done, total);
+    }
+    checkpoint.verify_unchanged()?;
+    let elements = plan.cache.layer_elements();
+    let too_large =
+        || Error::Usage(format!("a cache of {} positions is too large", plan.cache.capacity));
+    let elements = usize::try_from(elements).map_err(|_| too_large())?;
+    let layers = plan.cache.layers as usize;
+    // Asked for in one piece first: an allocation that fails inside the references aborts.
+    let all = elements.checked_mul(2 * layers).ok_or_else(too_large)?;
+    Vec::<f32>::new().try_reserve_exact(all).map_err(|_| too_large())?;
+    Ok(HostMemory::new(&plan.workspace(), weights, layers, elements))
+}
+
+fn read_weight(checkpoint: &Checkpoint, spec: &WeightSpec) -> Result<HostWeight> {
+    match spec {
+        WeightSpec::Matrix { name, format, columns, .. } => {
+            let info = checkpoint.tensor(name).ok_or_else(|| {
+                let why = "the plan names a tensor that is not there";
+                Error::invalid(checkpoint.path(), name, None, Defect::MissingTensor, why)
+            })?;
+            let bytes = checkpoint.read_all(info)?;
+            Ok(HostWeight::Matrix { format: *format, columns: *columns as usize, bytes })
+        }
+        WeightSpec::Vector { name, .. } => Ok(HostWeight::Vector(read_vector(checkpoint, name)?)),
+        WeightSpec::Computed { values, .. } => Ok(HostWeight::Vector(values.clone())),
+    }
+}
+
+/// Computes one token: every step of `plan` by its reference, in order. Token and position are
+/// those of `memory.state`; the choice is there afterwards.
+///
+/// # Errors
+///
+/// [`Error::Decode`] for a position at capacity or a token outside the vocabulary (nothing is
+/// written then), and for logits that are not finite.
+pub fn interpret(plan: &DecodePlan, memory: &mut HostMemory) -> Result<()> {
+    interpret_with(plan, memory, &mut |_, _| {})
+}
+
+/// [`interpret`] with a hook after each step, which gets the step's index.
+///
+/// # Errors
+///
+/// As there.
+pub fn interpret_with(
+    plan: &DecodePlan,
+    memory: &mut HostMemory,
+    after: &mut dyn FnMut(usize, &HostMemory),
+) -> Result<()> {
+    let HostState { token, position, .. } = memory.state;
+    let fail = |what: String| Err(Error::Decode { position, what });
+    if position >= plan.cache.capacity {
+        return fail(format!("the cache of {} positions is full", plan.cache.capacity));
+    }
+    if token >= plan.vocab {
+        return fail(format!("token {token} is outside the vocabulary of {}", plan.vocab));
+    }
+    for (i, step) in plan.steps.iter().enumerate() {
+        step.op.describe().reference(memory);
+        after(i, memory);
+    }
+    if memory.state.finite { Ok(()) } else { fail("a logit is not finite".to_owned()) }
+}
+
+/// The CPU's engine.
+pub(crate) struct CpuEngine {
+    plan: DecodePlan,
+    memory: HostMemory,
+    debug: DebugLevel,
+    info: DeviceInfo,
+    /// First forced position and the inputs from there on.
+    forced: (u32, Vec<u32>),
+    load_seconds: f64,
+}
+
+impl CpuEngine {
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        plan: &DecodePlan,
+        debug: DebugLevel,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let memory = load(checkpoint, plan, progress)?;
+        Ok(Self {
+            plan: plan.clone(),
+            memory,
+            debug,
+            info: cpu_info(),
+            forced: (0, Vec::new()),
+            load_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn input(&self, position: u32) -> u32 {
+        let (first, tokens) = &self.forced;
+        let at = position.checked_sub(*first).and_then(|i| tokens.get(i as usize));
+        at.copied().unwrap_or(self.memory.state.next)
+    }
+}
+
+/// Name and threads of this machine's CPU.
+fn cpu_info() -> DeviceInfo {
+    let read = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = read.lines().find(|l| l.starts_with("model name"));
+    let name = model.and_then(|l| l.split_once(": ")).map_or("CPU", |(_, name)| name);
+    let sms = u32::try_from(rayon::current_num_threads()).unwrap_or(0);
+    DeviceInfo { name: name.trim().to_owned(), sms, ..DeviceInfo::default() }
+}
+
+/// Tells what a step wrote: its label, op and the largest magnitude.
+fn tell(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) {
+    let step = &plan.steps[step];
+    let op = step.op.describe();
+    let largest = |b: &crate::ops::Buf| {
+        let all = memory.buf(*b).iter();
+        all.fold(0.0f32, |m, v| if v.is_nan() { f32::NAN } else { m.max(v.abs()) })
+    };
+    let first = op.writes().first().map(largest);
+    log::info!("position {position} {} {} {} max {first:?}", step.label, op.name(), op.shape());
+}
+
+impl Engine for CpuEngine {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn backend(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn mode(&self) -> &'static str {
+        "reference"
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats { load_seconds: self.load_seconds, ..EngineStats::default() }
+    }
+
+    fn seek(&mut self, position: u32) -> Result<()> {
+        self.memory.state = HostState { position, ..HostState::default() };
+        self.forced = (position, Vec::new());
+        Ok(())
+    }
+
+    fn force(&mut self, position: u32, tokens: &[u32]) -> Result<()> {
+        self.forced = (position, tokens.to_vec());
+        Ok(())
+    }
+
+    fn run(&mut self, steps: u32, sink: &mut dyn FnMut(Chosen) -> ControlFlow<()>) -> Result<u32> {
+        for step in 0..steps {
+            let position = self.memory.state.position;
+            self.memory.state.token = self.input(position);
+            let (plan, debug) = (&self.plan, self.debug);
+            interpret_with(plan, &mut self.memory, &mut |i, memory| {
+                if debug != DebugLevel::Off {
+                    tell(plan, position, i, memory);
+                }
+            })?;
+            self.memory.state.position = position + 1;
+            let token = self.memory.state.next;
+            if sink(Chosen { position, token, device_ns: None }).is_break() {
+                return Ok(step + 1);
+            }
+        }
+        Ok(steps)
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        Ok(self.memory.buf(self.plan.logits).to_vec())
+    }
+
+    fn fill_cache(&mut self, positions: u32, seed: u64) -> Result<()> {
+        let c = self.plan.cache;
+        let (dim, rows) = (c.head_dim as usize, c.capacity as usize * c.head_dim as usize);
+        for layer in 0..c.layers {
+            let (keys, values) = self.memory.cache_mut(layer);
+            for (half, all) in [(CacheHalf::Keys, keys), (CacheHalf::Values, values)] {
+                for (head, of_head) in (0..c.kv_heads).zip(all.chunks_exact_mut(rows)) {
+                    let filled = &mut of_head[..positions as usize * dim];
+                    filled.par_chunks_exact_mut(dim).enumerate().for_each(|(p, row)| {
+                        fill_row(seed, layer, half, head, p as u32, row);
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (keys, values) = self.memory.cache(layer);
+        Ok((keys.to_vec(), values.to_vec()))
+    }
+}

@@ -1,0 +1,410 @@
+//! A model that is being decoded: picks graph, eager or reference once, then tokens in, tokens
+//! out.
+
+mod engine;
+
+pub(crate) use engine::{CacheHalf, Engine, fill_row};
+
+use crate::arch::{self, PlanOptions};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::ops::KvType;
+use crate::plan::{DecodePlan, fuse};
+use crate::reference::CpuEngine;
+use std::ops::ControlFlow;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BackendChoice {
+    /// CUDA if a device answers, else the CPU reference with one warning.
+    #[default]
+    Auto,
+    /// A CUDA device, or an error.
+    Cuda,
+    /// The CPU reference.
+    Cpu,
+}
+
+/// How a device is given its work. The CPU has only one way: its mode is `reference`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// One captured graph, replayed per token.
+    #[default]
+    Graph,
+    /// Launch by launch.
+    Eager,
+}
+
+/// What is told about each step while it is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DebugLevel {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Each step, after a sync.
+    Print,
+    /// Each step, and how far it is from the reference.
+    Compare,
+}
+
+/// What a session is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Where to compute.
+    pub backend: BackendChoice,
+    /// How a device is given its work.
+    pub mode: Mode,
+    /// Ordinal of the device among those that the process may see.
+    pub device: u32,
+    /// Positions of the key/value cache, at least 1.
+    pub capacity: u32,
+    /// Element type of the cache; `None` is f16 on CUDA, f32 on the CPU reference.
+    pub kv: Option<KvType>,
+    /// Whether to fuse the plan; the plain plan computes the same, op by op.
+    pub fused: bool,
+    /// What is told about each step.
+    pub debug: DebugLevel,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            backend: BackendChoice::default(),
+            mode: Mode::default(),
+            device: 0,
+            capacity: 4096,
+            kv: None,
+            fused: true,
+            debug: DebugLevel::default(),
+        }
+    }
+}
+
+/// What computes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Product name.
+    pub name: String,
+    /// Memory, bytes; 0 where it was not asked for.
+    pub total_memory: u64,
+    /// Streaming multiprocessors; threads of a CPU.
+    pub sms: u32,
+    /// Compute capability, `(major, minor)`; `(0, 0)` for a CPU.
+    pub compute: (u32, u32),
+    /// CUDA version of the driver, 1000 · major + 10 · minor; 0 for a CPU.
+    pub driver_version: u32,
+    /// Ordinal among the devices that the process may see.
+    pub ordinal: u32,
+    /// PCI address; empty for a CPU.
+    pub pci_bus_id: String,
+}
+
+/// Counters of an engine since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Graphs captured.
+    pub captures: u64,
+    /// Driver calls made by steps.
+    pub driver_calls: u64,
+    /// Device allocations after everything was in place: always 0, counted to prove it.
+    pub allocations_after_freeze: u64,
+    /// Loading of the weights, seconds.
+    pub load_seconds: f64,
+    /// Compilation of kernels by the driver, seconds.
+    pub jit_seconds: f64,
+    /// Capture and instantiation, seconds.
+    pub capture_seconds: f64,
+}
+
+/// A token as it was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Position of the input token.
+    pub position: u32,
+    /// The token chosen after it.
+    pub token: u32,
+    /// When it was chosen by the device's clock, nanoseconds; `None` on the CPU.
+    pub device_ns: Option<u64>,
+}
+
+/// Why decoding ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// All that was asked for was chosen.
+    Done,
+    /// The sink said stop.
+    Stopped,
+    /// The cache is full; nothing was written beyond it.
+    Capacity,
+}
+
+/// A model, its cache and the position in it.
+pub struct DecodeSession {
+    engine: Box<dyn Engine>,
+    plan: DecodePlan,
+    position: u32,
+    /// The token chosen last: the input of `position` unless another one is given.
+    next: Option<u32>,
+    /// Whether the engine's position is the session's.
+    in_step: bool,
+    /// Whether the engine holds logits of a step.
+    has_logits: bool,
+}
+
+impl DecodeSession {
+    /// Records the plan of `checkpoint` and binds it to memory; `progress` is told (bytes of
+    /// weights done, of all).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`arch::record`] and [`Checkpoint::read`]; [`Error::NoDevice`] when CUDA was asked
+    /// for by name and is not there; [`Error::OutOfMemory`].
+    pub fn new(
+        checkpoint: &Checkpoint,
+        options: &SessionOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let (plan, engine) = match options.backend {
+            BackendChoice::Cpu => cpu(checkpoint, options, progress)?,
+            BackendChoice::Cuda => cuda(checkpoint, options, progress)?,
+            BackendChoice::Auto => match cuda(checkpoint, options, progress) {
+                Err(e @ Error::NoDevice(_)) => {
+                    log::warn!("{e}; the CPU reference computes instead");
+                    cpu(checkpoint, options, progress)?
+                }
+                made => made?,
+            },
+        };
+        Ok(Self { engine, plan, position: 0, next: None, in_step: true, has_logits: false })
+    }
+
+    /// `cuda` or `cpu`.
+    pub fn backend(&self) -> &'static str {
+        self.engine.backend()
+    }
+
+    /// `graph`, `eager` or `reference`.
+    pub fn mode(&self) -> &'static str {
+        self.engine.mode()
+    }
+
+    /// What computes.
+    pub fn device(&self) -> &DeviceInfo {
+        self.engine.info()
+    }
+
+    /// The plan that is computed per token.
+    pub fn plan(&self) -> &DecodePlan {
+        &self.plan
+    }
+
+    /// The position that the next input gets.
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
+    /// Positions of the cache.
+    pub fn capacity(&self) -> u32 {
+        self.plan.cache.capacity
+    }
+
+    /// Counters since the session was made.
+    pub fn stats(&self) -> EngineStats {
+        self.engine.stats()
+    }
+
+    /// Goes to position 0. The next token is undefined until an input is given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn reset(&mut self) -> Result<()> {
+        self.go_to(0)
+    }
+
+    fn go_to(&mut self, position: u32) -> Result<()> {
+        self.position = position;
+        self.next = None;
+        self.has_logits = false;
+        self.in_step = false;
+        self.engine.seek(position)?;
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// Feeds `inputs` from the current position on, one a step, then goes on greedily until
+    /// `n_predict` tokens have been chosen after the last input (the choice of the last input's
+    /// own step is the first of them). Without inputs it goes on with the token chosen last.
+    /// `sink` sees every chosen token in order, also those after the inputs, and may stop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] for an input outside the vocabulary (then nothing was computed) or
+    /// logits that are not finite (then that step does not count): the session stays usable.
+    /// [`Error::Usage`] without inputs where no token was chosen yet. [`Error::Driver`].
+    pub fn decode(
+        &mut self,
+        inputs: &[u32],
+        n_predict: u32,
+        sink: &mut dyn FnMut(Chosen) -> ControlFlow<()>,
+    ) -> Result<Finish> {
+        for (i, token) in inputs.iter().enumerate() {
+            if *token >= self.plan.vocab {
+                let position = self.position.saturating_add(u32::try_from(i).unwrap_or(u32::MAX));
+                let vocab = self.plan.vocab;
+                let what = format!("token {token} is outside the vocabulary of {vocab}");
+                return Err(Error::Decode { position, what });
+            }
+        }
+        let wanted = match inputs.len() as u64 {
+            0 => u64::from(n_predict),
+            n => n + u64::from(n_predict).saturating_sub(1),
+        };
+        if wanted == 0 {
+            return Ok(Finish::Done);
+        }
+        let held;
+        let inputs = match (inputs, self.next) {
+            ([], None) => {
+                let why = "there is no chosen token to go on with: give an input";
+                return Err(Error::Usage(why.to_owned()));
+            }
+            ([], Some(next)) => {
+                held = [next];
+                &held[..]
+            }
+            (given, _) => given,
+        };
+        let room = u64::from(self.capacity() - self.position);
+        // At most the capacity.
+        let steps = wanted.min(room) as u32;
+        if steps > 0 && self.run(inputs, steps, sink)? {
+            return Ok(Finish::Stopped);
+        }
+        Ok(if wanted > room { Finish::Capacity } else { Finish::Done })
+    }
+
+    /// Runs `steps ≥ 1` steps that all fit; tells whether the sink stopped them.
+    fn run(
+        &mut self,
+        inputs: &[u32],
+        steps: u32,
+        sink: &mut dyn FnMut(Chosen) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let first = self.position;
+        if !self.in_step {
+            self.engine.seek(first)?;
+        }
+        let fitting = inputs.len().min(steps as usize);
+        self.engine.force(first, &inputs[..fitting])?;
+        // Until the run has ended well, only what the sink has seen is sure.
+        self.in_step = false;
+        let (position, next, has_logits) =
+            (&mut self.position, &mut self.next, &mut self.has_logits);
+        let mut stopped = false;
+        let kept = self.engine.run(steps, &mut |chosen| {
+            *position = chosen.position + 1;
+            *next = Some(chosen.token);
+            *has_logits = true;
+            let flow = sink(chosen);
+            stopped |= flow.is_break();
+            flow
+        })?;
+        if self.position - first != kept {
+            let seen = self.position - first;
+            return Err(Error::Internal(format!("{kept} steps were kept, {seen} were seen")));
+        }
+        self.in_step = true;
+        Ok(stopped)
+    }
+
+    /// Computes one step and gives the token chosen after it: for teacher forcing.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode), and [`Error::Decode`] when the cache is full.
+    pub fn feed(&mut self, token: u32) -> Result<u32> {
+        let position = self.position;
+        let mut chosen = None;
+        let finish = self.decode(&[token], 1, &mut |c| {
+            chosen = Some(c.token);
+            ControlFlow::Continue(())
+        })?;
+        chosen.ok_or_else(|| match finish {
+            Finish::Capacity => {
+                let what = format!("the cache of {} positions is full", self.capacity());
+                Error::Decode { position, what }
+            }
+            Finish::Done | Finish::Stopped => Error::Internal("a step chose no token".to_owned()),
+        })
+    }
+
+    /// Logits of the last step, `[vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] before the first step; [`Error::Driver`].
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        if !self.has_logits {
+            return Err(Error::Usage("there are no logits before the first step".to_owned()));
+        }
+        self.engine.logits()
+    }
+
+    /// Fills the caches of `0..position` with seeded data, the same values on every backend, and
+    /// goes to `position`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a position beyond the capacity; [`Error::Driver`].
+    pub fn seek(&mut self, position: u32, seed: u64) -> Result<()> {
+        if position > self.capacity() {
+            return Err(Error::Usage(format!(
+                "position {position} is beyond the cache of {} positions",
+                self.capacity()
+            )));
+        }
+        self.go_to(position)?;
+        self.engine.fill_cache(position, seed)
+    }
+
+    /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a layer that the model does not have; [`Error::Driver`].
+    pub fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let layers = self.plan.cache.layers;
+        if layer >= layers {
+            return Err(Error::Usage(format!("layer {layer}: the model has {layers}")));
+        }
+        self.engine.cache(layer)
+    }
+}
+
+type Made = (DecodePlan, Box<dyn Engine>);
+
+fn plan(checkpoint: &Checkpoint, options: &SessionOptions, kv: KvType) -> Result<DecodePlan> {
+    let kv = options.kv.unwrap_or(kv);
+    let plain = arch::record(checkpoint, PlanOptions { capacity: options.capacity, kv })?;
+    Ok(if options.fused { fuse::fuse(&plain) } else { plain })
+}
+
+fn cpu(
+    checkpoint: &Checkpoint,
+    options: &SessionOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Made> {
+    let plan = plan(checkpoint, options, KvType::F32)?;
+    let engine = CpuEngine::new(checkpoint, &plan, options.debug, progress)?;
+    Ok((plan, Box::new(engine)))
+}
+
+/// The engine on a device: none is built in yet.
+fn cuda(
+    _checkpoint: &Checkpoint,
+    _options: &SessionOptions,
+    _progress: &mut dyn FnMut(u64, u64),
+) -> Result<Made> {
+    Err(Error::NoDevice("the CUDA engine is not part of this build".to_owned()))
+}
