@@ -20,6 +20,7 @@
 //
 // Built with -DKV_F16=1 (T = f16, attention_f16) or -DKV_F16=0 (T = f32, attention_f32).
 #include "common.cuh"
+#include "stream.cuh"
 
 #if KV_F16
 #define KERNEL attention_f16
@@ -68,50 +69,6 @@ struct Params {
     uint32_t part, parts;   // parts that are not empty
     float scale;
 };
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// Copies 16 bytes, or writes zeros.
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 ::"r"(to), "l"(from), "r"(valid ? WORD : 0) : "memory");
-}
-
-// threadIdx.x, read anew: what is made of it need not stay in registers from one use to the next.
-__device__ __forceinline__ uint32_t thread_index() {
-    uint32_t t;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-    return t;
-}
-
-// 2^x; 0 below the normal range.
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most N of this thread's groups are in flight.
-template <int N>
-__device__ __forceinline__ void wait_groups() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-__device__ __forceinline__ void prefetch_l2(const void* p) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
-}
-
-// 16 bytes from L2, never an older copy in L1: for what the predecessor wrote.
-__device__ __forceinline__ uint4 load_l2(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
 
 __device__ __forceinline__ void widen(uint32_t pair, float& lo, float& hi) {
     asm("{\n\t.reg .b16 l, h;\n\tmov.b32 {l, h}, %2;\n\tcvt.f32.f16 %0, l;\n\t"
@@ -464,7 +421,7 @@ __device__ __forceinline__ void attend(const Params& p, uint32_t first, bool fil
 
     // Over the warps, in their order; a thread makes two elements.
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < G * 4 * L; i += THREADS) {
+    for (uint32_t i = thread_index(); i < G * 4 * L; i += THREADS) {
         const uint32_t g = i / (4 * L), element = i % (4 * L) * 2;
         if (first + g >= p.group || element >= p.head_dim) continue;
         float2 stats[WARPS], values[WARPS];
@@ -508,7 +465,7 @@ __device__ __forceinline__ void combine(const Params& p) {
     const float2* values = reinterpret_cast<const float2*>(p.partial);
     const uint32_t pairs = p.head_dim / 2, first = p.head * p.group;
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < p.group * pairs; i += THREADS) {
+    for (uint32_t i = thread_index(); i < p.group * pairs; i += THREADS) {
         const uint32_t head = first + i / pairs, pair = i % pairs;
         float top = LOWEST, total = 0.0f, x = 0.0f, y = 0.0f;
 #pragma unroll 1

@@ -12,18 +12,20 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export LC_ALL=C
 
-# module           source         definitions                      hot: must not spill
+# Hot modules may spill no more than the bytes given per kernel, loads and stores together. The 16
+# of attention_f16 are one value kept around, not in, the loop of its widest variant on sm_120.
+# module           source         definitions                      spills
 MODULES="
-elementwise        elementwise.cu -                                hot
-attention_f16      attention.cu   -DKV_F16=1                       hot
+elementwise        elementwise.cu -                                0
+attention_f16      attention.cu   -DKV_F16=1                       16
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k; do
-    echo "gemv_$f gemv.cu -DFORMAT=$f hot"
+    echo "gemv_$f gemv.cu -DFORMAT=$f 0"
 done)
 $(for pair in q4_k:q6_k q5_k:q6_k q5_0:q8_0; do
     a=${pair%:*} b=${pair#*:}
-    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b hot"
+    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b 0"
 done)
 "
 # PTX versions to try, the lowest that assembles is taken: an older driver then loads the code too.
@@ -84,7 +86,7 @@ assemble() {
             }
             spills = spilled["stores,"] + spilled["loads"]
             printf "%-18s %-18s %-7s %9d %7d %7d%s\n", module, kernel, arch, registers, shared, \
-                spills, spills > 0 && hot == "hot" ? "  SPILLS" : ""
+                spills, (hot != "-" && spills > hot + 0 ? "  SPILLS" : "")
         }' <<< "$log"
 }
 export -f compile assemble

@@ -1,4 +1,5 @@
 //! The plan on a CUDA device: driver binding, memory, kernels, issue, graph, debug.
+<<<<<<< HEAD
 //!
 //! ```text
 //! plan ── bind ──▶ BoundPlan ──issue──┬─▶ graph   captured once, one driver call a token
@@ -21,3 +22,7 @@ pub mod upload;
 pub use bind::BoundPlan;
 pub use engine::{CudaEngine, CudaOptions};
 pub use graph::CapturedGraph;
+=======
+
+pub mod kernels;
+>>>>>>> kernels
