@@ -2,7 +2,7 @@
 
 use super::{Buf, CacheRef, KvType, Matrix, Vector, WeightId};
 use crate::plan::WorkspaceLayout;
-use crate::quant::QuantFormat;
+use crate::quant::{Format, FormatVisitor, QuantFormat};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -113,17 +113,22 @@ impl HostMemory {
         }
     }
 
-    /// `out[r] = Σ_c matrix[r, c] · x[c]`: rows in parallel, each decoded to f32 and summed in
-    /// eight fixed lanes, so that the result does not depend on the number of threads.
+    /// `out[r] = Σ_c matrix[r, c] · x[c]`: rows in parallel, each decoded to f32 and summed as
+    /// [`dot`] does, so that the result depends neither on the number of threads nor on the
+    /// processor.
     pub fn product(&mut self, m: Matrix, x: &[f32], out: Buf) {
         let mut y = std::mem::take(&mut self.arena);
         let (format, bytes, row_bytes) = self.matrix(m.id);
-        let target = &mut y[self.ranges[out.0 as usize].clone()];
-        target[..m.rows as usize].par_iter_mut().enumerate().with_min_len(16).for_each_init(
+        let target = &mut y[self.ranges[out.0 as usize].clone()][..m.rows as usize];
+        // Enough rows that a task is worth its scheduling, few enough that threads share evenly.
+        let rows = (32_768 / x.len().max(1)).clamp(4, 256);
+        let arch = pulp::Arch::new();
+        target.par_chunks_mut(rows).enumerate().for_each_init(
             || vec![0.0f32; x.len()],
-            |row, (r, y)| {
-                format.decode_row(&bytes[r * row_bytes..(r + 1) * row_bytes], row);
-                *y = dot(row, x);
+            |row, (i, y)| {
+                let first = i * rows * row_bytes;
+                let bytes = &bytes[first..first + y.len() * row_bytes];
+                format.visit(Rows { arch, bytes, row_bytes, x, row, y });
             },
         );
         self.arena = y;
@@ -138,16 +143,66 @@ impl HostMemory {
     }
 }
 
-/// `Σ a[i] · b[i]` in eight lanes, lanes added pairwise.
+/// Some rows of a matrix, to be multiplied with `x`.
+struct Rows<'a> {
+    arch: pulp::Arch,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    x: &'a [f32],
+    /// Scratch for a decoded row.
+    row: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl FormatVisitor for Rows<'_> {
+    type Out = ();
+
+    fn visit<F: Format>(self, format: &F) {
+        let arch = self.arch;
+        arch.dispatch(RowsAs { rows: self, format });
+    }
+}
+
+/// [`Rows`] of a format; compiled once more for each instruction set.
+struct RowsAs<'a, F> {
+    rows: Rows<'a>,
+    format: &'a F,
+}
+
+impl<F: Format> pulp::NullaryFnOnce for RowsAs<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Rows { bytes, row_bytes, x, row, y, .. } = self.rows;
+        for (bytes, y) in bytes.chunks_exact(row_bytes).zip(y) {
+            self.format.decode(bytes, row);
+            *y = dot(row, x);
+        }
+    }
+}
+
+/// Lanes of [`dot`]: four registers of eight, so that additions overlap.
+const LANES: usize = 32;
+
+/// `Σ a[i] · b[i]` in [`LANES`] fixed lanes, lanes added pairwise. No fused multiply-add: the
+/// result is the same on every processor.
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let (ca, cb) = (a.chunks_exact(8), b.chunks_exact(8));
+    let mut lanes = [0.0f32; LANES];
+    let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let tail: f32 = ca.remainder().iter().zip(cb.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in ca.zip(cb) {
-        for i in 0..8 {
+        for i in 0..LANES {
             lanes[i] += a[i] * b[i];
         }
     }
-    let half = [0, 1, 2, 3].map(|i| lanes[i] + lanes[i + 4]);
-    (half[0] + half[2]) + (half[1] + half[3]) + tail
+    let mut n = LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            lanes[i] += lanes[i + n];
+        }
+    }
+    lanes[0] + tail
 }

@@ -67,6 +67,7 @@ impl Format for F32 {
         4
     }
 
+    #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         for (b, out) in blocks.chunks_exact(4).zip(out) {
             *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
@@ -123,6 +124,7 @@ impl Format for F16 {
         2
     }
 
+    #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         for (b, out) in blocks.chunks_exact(2).zip(out) {
             *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
@@ -173,6 +175,7 @@ impl Format for Bf16 {
         2
     }
 
+    #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         for (b, out) in blocks.chunks_exact(2).zip(out) {
             *out = f32::from_le_bytes([0, 0, b[0], b[1]]);

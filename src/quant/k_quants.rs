@@ -39,6 +39,7 @@ pub(super) static Q5K: WithMinima<5> = WithMinima { name: "Q5_K", suffix: "q5_k"
 pub(super) static Q6K: SixBit = SixBit;
 
 /// The 6-bit (scale, minimum) of sub-block `j` of 8 out of the 12 bytes.
+#[inline(always)]
 fn scale_and_minimum(scales: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (scales[j] & 63, scales[j + 4] & 63)
@@ -53,6 +54,7 @@ impl<const BITS: usize> WithMinima<BITS> {
     const BYTES: usize = SCALES.1 + BITS * ELEMENTS / 8;
 
     /// The quants of the block that `row` begins with; a row past the matrix leaves `q` alone.
+    #[inline(always)]
     fn quants(row: &[u8], q: &mut Columns) {
         let Some(block) = row.get(..Self::BYTES) else { return };
         let pairs = block[Self::QUANTS..].chunks_exact(STEP);
@@ -122,6 +124,7 @@ impl<const BITS: usize> Format for WithMinima<BITS> {
         Self::BYTES
     }
 
+    #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.chunks_exact(Self::BYTES);
         for (block, out) in blocks.zip(out.chunks_exact_mut(ELEMENTS)) {
@@ -193,6 +196,7 @@ impl SixBit {
     const BYTES: usize = 210;
 
     /// The quants 0..64 of the block that `row` begins with; a row past the matrix leaves `q` alone.
+    #[inline(always)]
     fn quants(row: &[u8], q: &mut Columns) {
         let Some(block) = row.get(..Self::BYTES) else { return };
         let low = block[..Self::HIGH].chunks_exact(64);
@@ -229,6 +233,7 @@ impl Format for SixBit {
         Self::BYTES
     }
 
+    #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.chunks_exact(Self::BYTES);
         for (block, out) in blocks.zip(out.chunks_exact_mut(ELEMENTS)) {

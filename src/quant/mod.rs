@@ -82,6 +82,15 @@ pub trait Format: Sync {
     fn synthesize(&self, sigma: f32, bits: &mut dyn FnMut() -> u32, blocks: &mut [u8]);
 }
 
+/// What is to be done with a format as a type, so that its decoding is compiled into the loop
+/// that uses it.
+pub(crate) trait FormatVisitor {
+    /// What comes out.
+    type Out;
+    /// Does it.
+    fn visit<F: Format>(self, format: &F) -> Self::Out;
+}
+
 impl QuantFormat {
     /// Every format, in the order of the enum.
     pub const ALL: [Self; 11] = [
@@ -112,6 +121,23 @@ impl QuantFormat {
             Self::Q4K => &k_quants::Q4K,
             Self::Q5K => &k_quants::Q5K,
             Self::Q6K => &k_quants::Q6K,
+        }
+    }
+
+    /// Calls `visitor` with the format's type.
+    pub(crate) fn visit<V: FormatVisitor>(self, visitor: V) -> V::Out {
+        match self {
+            Self::F32 => visitor.visit(&float::F32),
+            Self::F16 => visitor.visit(&float::F16),
+            Self::Bf16 => visitor.visit(&float::Bf16),
+            Self::Q4_0 => visitor.visit(&legacy::Q4_0),
+            Self::Q4_1 => visitor.visit(&legacy::Q4_1),
+            Self::Q5_0 => visitor.visit(&legacy::Q5_0),
+            Self::Q5_1 => visitor.visit(&legacy::Q5_1),
+            Self::Q8_0 => visitor.visit(&legacy::Q8_0),
+            Self::Q4K => visitor.visit(&k_quants::Q4K),
+            Self::Q5K => visitor.visit(&k_quants::Q5K),
+            Self::Q6K => visitor.visit(&k_quants::Q6K),
         }
     }
 

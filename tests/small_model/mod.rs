@@ -1,4 +1,5 @@
 //! Makes small GGUF files with any keys and tensors, right or wrong.
+#![allow(clippy::unwrap_used)] // A wrong builder is a wrong test.
 #![allow(dead_code)] // Each test file uses its own part.
 
 use decode_graph::checkpoint::Checkpoint;
@@ -165,7 +166,8 @@ impl SmallModel {
 
 /// Seeded weights: norms about 1, everything else about 0.
 fn weights(t: &Tensor) -> Vec<u8> {
-    let mut state = t.name.bytes().fold(0x1234_5678_u64, |s, b| (s ^ u64::from(b)) * 0x100_0193);
+    let mut state =
+        t.name.bytes().fold(0x1234_5678_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0193));
     let mut bits = || {
         state ^= state << 13;
         state ^= state >> 7;
@@ -176,7 +178,7 @@ fn weights(t: &Tensor) -> Vec<u8> {
     let columns = t.shape[0] as usize;
     if t.name.ends_with("norm.weight") && t.format == QuantFormat::F32 {
         let one = |_| 1.0 + (bits() as f32 / 2f32.powi(32) - 0.5) * 0.2;
-        return (0..columns).map(one).flat_map(f32::to_le_bytes).collect();
+        return (0..t.shape.iter().product::<u64>()).map(one).flat_map(f32::to_le_bytes).collect();
     }
     let mut out = vec![0; t.format.row_bytes(columns).unwrap() * rows as usize];
     t.format.describe().synthesize(1.0 / (columns as f32).sqrt(), &mut bits, &mut out);
