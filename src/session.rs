@@ -409,7 +409,6 @@ fn cuda(
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F16)?;
     let (device, mode, debug) = (options.device, options.mode, options.debug);
-    let engine =
-        CudaEngine::new(checkpoint, &plan, CudaOptions { device, mode, debug }, progress)?;
+    let engine = CudaEngine::new(checkpoint, &plan, CudaOptions { device, mode, debug }, progress)?;
     Ok((plan, Box::new(engine)))
 }

@@ -11,9 +11,9 @@
 use super::driver::{Context, DeviceMemory, Function, MappedMemory, Module, PinnedMemory, Stream};
 use super::issue::BoundStep;
 use super::kernels::PROGRAMMATIC_COMPUTE;
+use super::signature;
 use super::step_state::{NOT_FORCED, RING_BYTES, StepState};
 use super::upload::{ALIGNMENT, Target, WeightMap, upload};
-use super::signature;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Buf, Gpu, Launch};
@@ -132,9 +132,7 @@ impl Addresses {
             Arg::Null => return Ok(0),
             Arg::U32(v) => return Ok(u64::from(*v)),
             Arg::F32(v) => return Ok(u64::from(v.to_bits())),
-            Arg::Buf(b) => {
-                self.buffers.get(b.0 as usize).copied().flatten().ok_or_else(outside)?
-            }
+            Arg::Buf(b) => self.buffers.get(b.0 as usize).copied().flatten().ok_or_else(outside)?,
             Arg::Weight(w) => self.weights.get(w.0 as usize).copied().ok_or_else(outside)?,
             Arg::Step => self.step,
             Arg::Counters => self.step + COUNTERS,
@@ -237,8 +235,7 @@ impl BoundPlan {
         let gpu = gpu_of(context)?;
         let launches: Vec<Launch> =
             plan.steps.iter().map(|s| s.op.describe().launch(&gpu)).collect();
-        let code = sources(plan, &launches, gpu, kernels)
-            .map_err(|e| no_kernel(checkpoint, e))?;
+        let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
         let map = WeightMap::of(plan)?;
         let bytes = BytePlan::of(plan, &map);
         bytes.check(context.memory()?.0)?;
@@ -348,8 +345,8 @@ impl BoundPlan {
     /// [`Error::Internal`] for a buffer that no step names; [`Error::Driver`].
     pub fn buffer(&self, stream: &Stream, buf: Buf) -> Result<Vec<f32>> {
         let place = self.layout.placements().get(buf.0 as usize).filter(|p| p.bytes > 0);
-        let place =
-            place.ok_or_else(|| Error::Internal(format!("{buf:?} has no place in the workspace")))?;
+        let place = place
+            .ok_or_else(|| Error::Internal(format!("{buf:?} has no place in the workspace")))?;
         let mut out = vec![0.0; place.bytes / 4];
         self.workspace.download(stream, place.offset as u64, &mut out)?;
         Ok(out)
@@ -547,8 +544,8 @@ fn bind_steps(
 ) -> Result<Vec<BoundStep>> {
     let bind = |(label, l): (&str, &Launch)| {
         let function = functions.get(&(l.module.clone(), l.kernel.clone())).cloned();
-        let function =
-            function.ok_or_else(|| Error::Internal(format!("{label}: {} is not loaded", l.kernel)))?;
+        let function = function
+            .ok_or_else(|| Error::Internal(format!("{label}: {} is not loaded", l.kernel)))?;
         Ok(BoundStep {
             function,
             grid: l.grid,

@@ -91,7 +91,8 @@ pub struct Comparison {
 pub fn errors(x: &[f32], reference: &[f32]) -> (f64, f64) {
     let (mut noise, mut signal, mut max) = (0.0f64, 0.0f64, 0.0f64);
     for (x, r) in x.iter().zip(reference).filter(|(_, r)| r.to_bits() != UNTOUCHED) {
-        let d = if x == r || x.is_nan() && r.is_nan() { 0.0 } else { f64::from(*x) - f64::from(*r) };
+        let d =
+            if x == r || x.is_nan() && r.is_nan() { 0.0 } else { f64::from(*x) - f64::from(*r) };
         if !d.is_finite() {
             return (f64::INFINITY, f64::INFINITY);
         }
@@ -107,14 +108,12 @@ pub fn errors(x: &[f32], reference: &[f32]) -> (f64, f64) {
 /// Cache elements of `kind` as f32.
 pub(super) fn cache_to_f32(kind: KvType, bytes: &[u8]) -> Vec<f32> {
     match kind {
-        KvType::F16 => bytes
-            .chunks_exact(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        KvType::F32 => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
+        KvType::F16 => {
+            bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
+        KvType::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
     }
 }
 
@@ -338,7 +337,9 @@ impl Debugger {
         }
         for (what, (nmse, max_error)) in found {
             let (position, label) = (self.position, here.label.clone());
-            self.line(format_args!("{label:<18} {what}: nmse {nmse:.3e} max error {max_error:.3e}"))?;
+            self.line(format_args!(
+                "{label:<18} {what}: nmse {nmse:.3e} max error {max_error:.3e}"
+            ))?;
             let op = op.name();
             self.comparisons.push(Comparison { position, label, op, what, nmse, max_error });
         }
@@ -445,8 +446,7 @@ mod tests {
     #[test]
     fn cache_bytes_of_either_type_become_the_same_numbers() {
         let values = [1.5f32, -0.25, 0.0];
-        let halves: Vec<u8> =
-            values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let halves: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
         let floats: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(cache_to_f32(KvType::F16, &halves), values);
         assert_eq!(cache_to_f32(KvType::F32, &floats), values);

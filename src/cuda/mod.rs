@@ -1,5 +1,4 @@
 //! The plan on a CUDA device: driver binding, memory, kernels, issue, graph, debug.
-<<<<<<< HEAD
 //!
 //! ```text
 //! plan ── bind ──▶ BoundPlan ──issue──┬─▶ graph   captured once, one driver call a token
@@ -22,7 +21,3 @@ pub mod upload;
 pub use bind::BoundPlan;
 pub use engine::{CudaEngine, CudaOptions};
 pub use graph::CapturedGraph;
-=======
-
-pub mod kernels;
->>>>>>> kernels

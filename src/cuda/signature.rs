@@ -73,7 +73,10 @@ mod tests {
         assert!(check("L00.x", &good, PTX).is_ok());
         let text = |l: &Launch| check("L00.x", l, PTX).unwrap_err().to_string();
         let short = text(&launch("add", vec![Arg::Step, Arg::Null]));
-        assert!(short.contains("L00.x: kernel add of module m: 2 arguments, it takes 3"), "{short}");
+        assert!(
+            short.contains("L00.x: kernel add of module m: 2 arguments, it takes 3"),
+            "{short}"
+        );
         let wide = text(&launch("add", vec![Arg::Step, Arg::U32(1), Arg::F32(1.0)]));
         assert!(wide.contains("argument 1 is U32(1), the parameter U64"), "{wide}");
         let kind = text(&launch("add", vec![Arg::Step, Arg::Null, Arg::U32(1)]));

@@ -86,9 +86,18 @@ struct Piece<'a> {
 
 enum What<'a> {
     /// Rows of a matrix, whole tiles but at its end; `order` permutes within them.
-    Rows { info: &'a TensorInfo, from: u64, layout: TileLayout, order: RowOrder },
-    Vector { info: &'a TensorInfo },
-    Computed { values: &'a [f32] },
+    Rows {
+        info: &'a TensorInfo,
+        from: u64,
+        layout: TileLayout,
+        order: RowOrder,
+    },
+    Vector {
+        info: &'a TensorInfo,
+    },
+    Computed {
+        values: &'a [f32],
+    },
 }
 
 impl Piece<'_> {
