@@ -7,6 +7,7 @@ pub(crate) use engine::{CacheHalf, Engine, fill_row};
 
 use crate::arch::{self, PlanOptions};
 use crate::checkpoint::Checkpoint;
+use crate::cuda::{CudaEngine, CudaOptions};
 use crate::error::{Error, Result};
 use crate::ops::KvType;
 use crate::plan::{DecodePlan, fuse};
@@ -400,11 +401,14 @@ fn cpu(
     Ok((plan, Box::new(engine)))
 }
 
-/// The engine on a device: none is built in yet.
+/// The engine on a device.
 fn cuda(
-    _checkpoint: &Checkpoint,
-    _options: &SessionOptions,
-    _progress: &mut dyn FnMut(u64, u64),
+    checkpoint: &Checkpoint,
+    options: &SessionOptions,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Made> {
-    Err(Error::NoDevice("the CUDA engine is not part of this build".to_owned()))
+    let plan = plan(checkpoint, options, KvType::F16)?;
+    let (device, mode, debug) = (options.device, options.mode, options.debug);
+    let engine = CudaEngine::new(checkpoint, &plan, CudaOptions { device, mode, debug }, progress)?;
+    Ok((plan, Box::new(engine)))
 }

@@ -1,4 +1,23 @@
 //! The plan on a CUDA device: driver binding, memory, kernels, issue, graph, debug.
+//!
+//! ```text
+//! plan ── bind ──▶ BoundPlan ──issue──┬─▶ graph   captured once, one driver call a token
+//!          ▲                          └─▶ eager   launch by launch; GPU_DEBUG looks at each step
+//!   upload, kernels, signature
+//! ```
 
+pub mod bind;
+pub mod ceiling;
 pub mod driver;
+pub mod eager;
+pub mod engine;
+pub mod graph;
+mod issue;
 pub mod kernels;
+mod signature;
+pub mod step_state;
+pub mod upload;
+
+pub use bind::BoundPlan;
+pub use engine::{CudaEngine, CudaOptions};
+pub use graph::CapturedGraph;

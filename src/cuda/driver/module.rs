@@ -184,12 +184,28 @@ impl Function {
     /// [`Error::Driver`] above what the device lets a block opt in to.
     pub fn set_max_dynamic_shared(&self, bytes: u32) -> Result<()> {
         const MAX_DYNAMIC_SHARED: c_int = 8;
+        self.set_attribute(MAX_DYNAMIC_SHARED, bytes)
+    }
+
+    /// Prefers `percent` of a multiprocessor's memory as shared memory over L1 cache. Kernels of one
+    /// graph that prefer different shares drain the multiprocessor between them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] above 100.
+    pub fn set_shared_carveout(&self, percent: u32) -> Result<()> {
+        const PREFERRED_SHARED_MEMORY_CARVEOUT: c_int = 9;
+        self.set_attribute(PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+    }
+
+    /// Sets one CUfunction_attribute by number.
+    fn set_attribute(&self, number: c_int, value: u32) -> Result<()> {
         self.context().enter_outside_capture(&self.name)?;
-        let value = c_int::try_from(bytes).map_err(|_| {
-            Error::Internal(format!("{}: {bytes} bytes of shared memory", self.name))
+        let value = c_int::try_from(value).map_err(|_| {
+            Error::Internal(format!("{}: attribute {number} of {value}", self.name))
         })?;
         // SAFETY: the function is live.
-        let code = unsafe { api::cuFuncSetAttribute(self.raw(), MAX_DYNAMIC_SHARED, value) };
+        let code = unsafe { api::cuFuncSetAttribute(self.raw(), number, value) };
         self.context().check(&self.name, "cuFuncSetAttribute", code)
     }
 

@@ -1,0 +1,624 @@
+//! A plan bound to device memory: weights uploaded, every address resolved, every kernel loaded.
+//!
+//! ```text
+//! weights     Σ tiles of every matrix, f32 vectors        one allocation
+//! caches      keys and values of every layer, zeroed      one allocation
+//! workspace   the plan's layout, poisoned with 0xFF       one allocation
+//! state       StepState | counters | forced [capacity]    one allocation
+//! ring        RING_SLOTS × 16 bytes, mapped host memory
+//! ```
+
+use super::driver::{Context, DeviceMemory, Function, MappedMemory, Module, PinnedMemory, Stream};
+use super::issue::BoundStep;
+use super::kernels::PROGRAMMATIC_COMPUTE;
+use super::signature;
+use super::step_state::{NOT_FORCED, RING_BYTES, StepState};
+use super::upload::{ALIGNMENT, Target, WeightMap, upload};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::ops::{Arg, Buf, Gpu, Launch};
+use crate::plan::{DecodePlan, WorkspaceLayout};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The PTX text of a module for a compute capability: [`super::kernels::ptx`], or a test's.
+pub type KernelSource<'a> = &'a dyn Fn(&str, (u32, u32)) -> Option<&'static str>;
+
+/// Byte offset of the arrival counters in the state's allocation.
+const COUNTERS: u64 = ALIGNMENT;
+/// Bytes of the arrival counters.
+const COUNTER_BYTES: u64 = 4096;
+/// Byte offset of the forced tokens.
+const FORCED: u64 = COUNTERS + COUNTER_BYTES;
+/// Device memory left for code, the graph and the driver, bytes.
+const RESERVE: u64 = 64 << 20;
+/// Every address that a kernel gets is a multiple of this: the widest load is 16 bytes.
+const ADDRESS_ALIGNMENT: u64 = 16;
+
+/// Device memory that a plan needs, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytePlan {
+    /// Weights in tiles.
+    pub weights: u64,
+    /// Keys and values of all layers.
+    pub caches: u64,
+    /// Workspace.
+    pub workspace: u64,
+    /// Step state, counters and forced tokens.
+    pub state: u64,
+}
+
+impl BytePlan {
+    /// What `plan` needs, its weights placed by `map`.
+    pub fn of(plan: &DecodePlan, map: &WeightMap) -> Self {
+        Self {
+            weights: map.bytes,
+            caches: plan.cache.bytes() + 2 * u64::from(plan.cache.layers) * ALIGNMENT,
+            workspace: plan.workspace().bytes() as u64,
+            state: FORCED + 4 * u64::from(plan.cache.capacity),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.caches + self.workspace + self.state
+    }
+
+    /// Compares with what is free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] with each part.
+    pub fn check(&self, free: u64) -> Result<()> {
+        let need = self.total() + RESERVE;
+        if need <= free {
+            return Ok(());
+        }
+        let Self { weights, caches, workspace, state } = self;
+        let what = format!(
+            "the model (weights {weights}, KV cache {caches}, workspace {workspace}, state {state}, \
+             code {RESERVE})"
+        );
+        let advice = if *caches > *weights / 4 {
+            "use a shorter context, an f16 KV cache or a smaller model, or free GPU memory"
+        } else {
+            "use a smaller model or quantisation, or free GPU memory"
+        };
+        Err(Error::OutOfMemory { what, need, free, advice: advice.to_owned() })
+    }
+}
+
+/// Keys and values of every layer in one allocation.
+#[derive(Clone, Copy, Debug)]
+struct CacheMap {
+    /// Bytes of one layer's keys (or values), aligned.
+    half: u64,
+}
+
+impl CacheMap {
+    fn of(plan: &DecodePlan) -> Self {
+        let bytes = plan.cache.layer_elements() * plan.cache.kind.bytes();
+        Self { half: bytes.next_multiple_of(ALIGNMENT) }
+    }
+
+    fn keys(self, layer: u32) -> u64 {
+        2 * u64::from(layer) * self.half
+    }
+
+    fn values(self, layer: u32) -> u64 {
+        self.keys(layer) + self.half
+    }
+}
+
+/// Device addresses of everything that an argument can name.
+#[derive(Clone, Debug)]
+struct Addresses {
+    weights: Vec<u64>,
+    buffers: Vec<Option<u64>>,
+    caches: u64,
+    map: CacheMap,
+    layers: u32,
+    step: u64,
+    ring: u64,
+}
+
+impl Addresses {
+    /// The parameter slot of `arg`.
+    fn slot(&self, label: &str, arg: &Arg) -> Result<u64> {
+        let outside = || Error::Internal(format!("{label}: {arg:?} names nothing in the plan"));
+        let layer = |l: u32| if l < self.layers { Ok(l) } else { Err(outside()) };
+        let address = match arg {
+            Arg::Null => return Ok(0),
+            Arg::U32(v) => return Ok(u64::from(*v)),
+            Arg::F32(v) => return Ok(u64::from(v.to_bits())),
+            Arg::Buf(b) => self.buffers.get(b.0 as usize).copied().flatten().ok_or_else(outside)?,
+            Arg::Weight(w) => self.weights.get(w.0 as usize).copied().ok_or_else(outside)?,
+            Arg::Step => self.step,
+            Arg::Counters => self.step + COUNTERS,
+            Arg::Forced => self.step + FORCED,
+            Arg::Ring => self.ring,
+            Arg::Keys(l) => self.caches + self.map.keys(layer(*l)?),
+            Arg::Values(l) => self.caches + self.map.values(layer(*l)?),
+        };
+        if address == 0 || !address.is_multiple_of(ADDRESS_ALIGNMENT) {
+            return Err(Error::Internal(format!("{label}: {arg:?} has the address {address:#x}")));
+        }
+        Ok(address)
+    }
+}
+
+/// A plan and all device memory and code that its steps use.
+#[derive(Debug)]
+pub struct BoundPlan {
+    plan: DecodePlan,
+    gpu: Gpu,
+    launches: Vec<Launch>,
+    steps: Vec<BoundStep>,
+    layout: WorkspaceLayout,
+    cache_map: CacheMap,
+    bytes: BytePlan,
+    caches: DeviceMemory,
+    workspace: DeviceMemory,
+    state: DeviceMemory,
+    ring: MappedMemory,
+    /// Only kernels look at them.
+    _weights: DeviceMemory,
+    /// Seconds: weights; kernels.
+    times: (Duration, Duration),
+}
+
+/// Copies staging buffers to the weights' allocation, on a stream of its own.
+struct Staging<'a> {
+    context: &'a Context,
+    stream: Stream,
+    weights: &'a DeviceMemory,
+}
+
+/// A page-locked staging buffer.
+struct Pinned(PinnedMemory);
+
+impl AsMut<[u8]> for Pinned {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.0.as_mut_slice()
+    }
+}
+
+impl Target for Staging<'_> {
+    type Buffer = Pinned;
+
+    fn buffer(&self, bytes: u64) -> Result<Pinned> {
+        PinnedMemory::alloc(self.context, "staging of weights", bytes).map(Pinned)
+    }
+
+    fn copy(&self, buffer: &Pinned, to: u64, bytes: u64) -> Result<()> {
+        let staged = buffer.0.as_slice().get(..bytes as usize);
+        let staged = staged.ok_or_else(|| Error::Internal("a window above its buffer".into()))?;
+        self.weights.upload(&self.stream, to, staged).map_err(|e| e.at("weights"))
+    }
+}
+
+/// What the geometry of a launch depends on, for the device of `context`.
+///
+/// # Errors
+///
+/// [`Error::Driver`] when the driver does not answer.
+pub fn gpu_of(context: &Context) -> Result<Gpu> {
+    use super::driver::attribute as a;
+    let device = context.device();
+    Ok(Gpu {
+        sms: device.attribute(a::MULTIPROCESSOR_COUNT)?,
+        compute: (
+            device.attribute(a::COMPUTE_CAPABILITY_MAJOR)?,
+            device.attribute(a::COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        shared_per_block: device.attribute(a::SHARED_BYTES_PER_BLOCK_OPTIN)?,
+    })
+}
+
+impl BoundPlan {
+    /// Binds `plan` to the device of `context`: checks all launches against `kernels`, compares
+    /// the memory needed with what is free, allocates, uploads the weights of `checkpoint` and
+    /// resolves every address. `progress` is told (bytes of weights done, of all).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] with the parts of the memory; [`Error::Unsupported`] for a device or
+    /// a weight type without kernels; [`Error::InvalidModel`]; [`Error::Driver`].
+    pub fn new(
+        context: &Context,
+        checkpoint: &Checkpoint,
+        plan: &DecodePlan,
+        kernels: KernelSource<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let gpu = gpu_of(context)?;
+        let launches: Vec<Launch> =
+            plan.steps.iter().map(|s| s.op.describe().launch(&gpu)).collect();
+        let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
+        let map = WeightMap::of(plan)?;
+        let bytes = BytePlan::of(plan, &map);
+        bytes.check(context.memory()?.0)?;
+
+        let stream = Stream::new(context)?;
+        let weights = DeviceMemory::alloc(context, "weights", bytes.weights)?;
+        let caches = DeviceMemory::alloc(context, "KV cache", bytes.caches)?;
+        let workspace = DeviceMemory::alloc(context, "workspace", bytes.workspace)?;
+        let state = DeviceMemory::alloc(context, "step state", bytes.state)?;
+        let ring = MappedMemory::alloc(context, "token ring", RING_BYTES)?;
+        caches.fill(&stream, 0)?;
+        workspace.fill(&stream, 0xFF)?;
+        state.fill(&stream, 0)?;
+        state.upload(&stream, FORCED, &vec![NOT_FORCED; plan.cache.capacity as usize])?;
+
+        let start = Instant::now();
+        let functions = load(context, &launches, &code)?;
+        let jit = start.elapsed();
+        let start = Instant::now();
+        let staging = Staging { context, stream, weights: &weights };
+        upload(checkpoint, plan, &map, staging, progress)?;
+        let times = (start.elapsed(), jit);
+
+        let layout = plan.workspace();
+        let cache_map = CacheMap::of(plan);
+        let base = workspace.slice(0, 0)?.address();
+        let addresses = Addresses {
+            weights: map.offsets.iter().map(|o| weights.address() + o).collect(),
+            buffers: layout
+                .placements()
+                .iter()
+                .map(|p| (p.bytes > 0).then_some(base + p.offset as u64))
+                .collect(),
+            caches: caches.address(),
+            map: cache_map,
+            layers: plan.cache.layers,
+            step: state.address(),
+            ring: ring.device_address(),
+        };
+        let steps = bind_steps(plan, gpu, &launches, &functions, &addresses)?;
+        let plan = plan.clone();
+        Ok(Self {
+            plan,
+            gpu,
+            launches,
+            steps,
+            layout,
+            cache_map,
+            bytes,
+            caches,
+            workspace,
+            state,
+            ring,
+            _weights: weights,
+            times,
+        })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &DecodePlan {
+        &self.plan
+    }
+
+    /// What the geometry was made for.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The launches, in the order of the plan.
+    pub fn launches(&self) -> &[Launch] {
+        &self.launches
+    }
+
+    /// Device memory, bytes.
+    pub fn bytes(&self) -> BytePlan {
+        self.bytes
+    }
+
+    /// Time that the upload of the weights and the loading of the kernels took.
+    pub fn times(&self) -> (Duration, Duration) {
+        self.times
+    }
+
+    pub(super) fn bound(&self) -> &[BoundStep] {
+        &self.steps
+    }
+
+    /// Label of a step.
+    pub(super) fn label(&self, step: usize) -> &str {
+        self.plan.steps.get(step).map_or("", |s| &s.label)
+    }
+
+    /// Whether each step may start before its predecessor in the graph has ended.
+    pub fn programmatic(&self, step: usize) -> bool {
+        step > 0 && self.steps.get(step).is_some_and(|s| s.programmatic)
+    }
+
+    /// The mapped ring.
+    pub(super) fn ring(&self) -> &MappedMemory {
+        &self.ring
+    }
+
+    /// Contents of a workspace buffer, `[elements]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] for a buffer that no step names; [`Error::Driver`].
+    pub fn buffer(&self, stream: &Stream, buf: Buf) -> Result<Vec<f32>> {
+        let place = self.layout.placements().get(buf.0 as usize).filter(|p| p.bytes > 0);
+        let place = place
+            .ok_or_else(|| Error::Internal(format!("{buf:?} has no place in the workspace")))?;
+        let mut out = vec![0.0; place.bytes / 4];
+        self.workspace.download(stream, place.offset as u64, &mut out)?;
+        Ok(out)
+    }
+
+    /// Fills the workspace with `byte`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn poison(&self, stream: &Stream, byte: u8) -> Result<()> {
+        self.workspace.fill(stream, byte)
+    }
+
+    /// The step state on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn state(&self, stream: &Stream) -> Result<StepState> {
+        let mut out = [StepState::default()];
+        self.state.download(stream, 0, &mut out)?;
+        let [state] = out;
+        Ok(state)
+    }
+
+    /// Sets the step state.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn set_state(&self, stream: &Stream, state: StepState) -> Result<()> {
+        self.state.upload(stream, 0, &[state])
+    }
+
+    /// Sets the inputs of positions `from..`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] beyond the capacity; [`Error::Driver`].
+    pub fn set_forced(&self, stream: &Stream, from: u32, tokens: &[u32]) -> Result<()> {
+        self.state.upload(stream, FORCED + 4 * u64::from(from), tokens)
+    }
+
+    /// Byte offset of a layer's keys and values in the caches.
+    fn halves(&self, layer: u32) -> Result<[u64; 2]> {
+        if layer >= self.plan.cache.layers {
+            return Err(Error::Usage(format!(
+                "layer {layer}: the model has {}",
+                self.plan.cache.layers
+            )));
+        }
+        Ok([self.cache_map.keys(layer), self.cache_map.values(layer)])
+    }
+
+    /// Bytes of a layer's keys and of its values, `[kv_heads, capacity, head_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a layer that is not there; [`Error::Driver`].
+    pub fn cache_bytes(&self, stream: &Stream, layer: u32) -> Result<[Vec<u8>; 2]> {
+        let cache = &self.plan.cache;
+        let bytes = (cache.layer_elements() * cache.kind.bytes()) as usize;
+        let [keys, values] = self.halves(layer)?;
+        let mut out = [vec![0u8; bytes], vec![0u8; bytes]];
+        self.caches.download(stream, keys, &mut out[0])?;
+        self.caches.download(stream, values, &mut out[1])?;
+        Ok(out)
+    }
+
+    /// Writes `rows` to a layer's keys (`half` 0) or values (1) from element `at` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a layer that is not there; [`Error::Internal`] beyond the cache.
+    pub(super) fn write_cache(
+        &self,
+        stream: &Stream,
+        layer: u32,
+        half: usize,
+        at: u64,
+        rows: &[u8],
+    ) -> Result<()> {
+        let halves = self.halves(layer)?;
+        let base = halves.get(half).copied().unwrap_or(halves[1]);
+        self.caches.upload(stream, base + at * self.plan.cache.kind.bytes(), rows)
+    }
+}
+
+/// A weight type or device without a kernel, told as what the model asks for.
+fn no_kernel(checkpoint: &Checkpoint, error: Missing) -> Error {
+    match error {
+        Missing::Other(e) => e,
+        Missing::Module { label, module, compute } => Error::Unsupported {
+            path: checkpoint.path().to_owned(),
+            at: label,
+            what: format!("module {module} on compute capability {}.{}", compute.0, compute.1),
+            instead: "use a device of compute capability 8.0 or later, or --backend cpu".to_owned(),
+        },
+    }
+}
+
+/// Why there is no code.
+enum Missing {
+    Module { label: String, module: String, compute: (u32, u32) },
+    Other(Error),
+}
+
+/// The text of every module, once every launch was checked against it.
+fn sources(
+    plan: &DecodePlan,
+    launches: &[Launch],
+    gpu: Gpu,
+    kernels: KernelSource<'_>,
+) -> Result<HashMap<String, &'static str>, Missing> {
+    let mut code = HashMap::new();
+    let mut checked: HashMap<(&str, &str), Vec<&Launch>> = HashMap::new();
+    for (step, launch) in plan.steps.iter().zip(launches) {
+        let text = match code.get(&launch.module) {
+            Some(text) => *text,
+            None => {
+                let text = kernels(&launch.module, gpu.compute).ok_or_else(|| Missing::Module {
+                    label: step.label.clone(),
+                    module: launch.module.clone(),
+                    compute: gpu.compute,
+                })?;
+                code.insert(launch.module.clone(), text);
+                text
+            }
+        };
+        // The layers repeat the same kernels: each list of parameters is read once.
+        let seen = checked.entry((&launch.module, &launch.kernel)).or_default();
+        if !seen.iter().any(|l| same_parameters(l, launch)) {
+            signature::check(&step.label, launch, text).map_err(Missing::Other)?;
+            seen.push(launch);
+        }
+    }
+    Ok(code)
+}
+
+fn same_parameters(a: &Launch, b: &Launch) -> bool {
+    use std::mem::discriminant;
+    a.args.len() == b.args.len()
+        && a.args.iter().zip(&b.args).all(|(a, b)| discriminant(a) == discriminant(b))
+}
+
+type Functions = HashMap<(String, String), Function>;
+
+/// Loads every module once and prepares every function.
+fn load(
+    context: &Context,
+    launches: &[Launch],
+    code: &HashMap<String, &'static str>,
+) -> Result<Functions> {
+    let mut largest: HashMap<(String, String), u32> = HashMap::new();
+    for l in launches {
+        let most = largest.entry((l.module.clone(), l.kernel.clone())).or_default();
+        *most = l.shared_bytes.max(*most);
+    }
+    let mut modules: HashMap<&str, Module> = HashMap::new();
+    let mut functions = HashMap::new();
+    for (key, shared_bytes) in largest {
+        let (name, text) = code
+            .get_key_value(&key.0)
+            .ok_or_else(|| Error::Internal(format!("module {} has no text", key.0)))?;
+        let module = match modules.get(name.as_str()) {
+            Some(module) => module,
+            None => {
+                let module = Module::load(context, name, text)?;
+                log::debug!("{name}: {}", module.log());
+                modules.entry(name).or_insert(module)
+            }
+        };
+        let function = module.function(&key.1)?;
+        prepare(&function, shared_bytes)?;
+        functions.insert(key, function);
+    }
+    Ok(functions)
+}
+
+/// Allows a launch's shared memory, and gives all of the multiprocessor's memory to it.
+pub(super) fn prepare(function: &Function, shared_bytes: u32) -> Result<()> {
+    function.set_max_dynamic_shared(shared_bytes)?;
+    // On every kernel alike: two that differ cannot be on one multiprocessor at the same time, so
+    // it drains between them.
+    function.set_shared_carveout(100)
+}
+
+fn bind_steps(
+    plan: &DecodePlan,
+    gpu: Gpu,
+    launches: &[Launch],
+    functions: &Functions,
+    addresses: &Addresses,
+) -> Result<Vec<BoundStep>> {
+    let bind = |(label, l): (&str, &Launch)| {
+        let function = functions.get(&(l.module.clone(), l.kernel.clone())).cloned();
+        let function = function
+            .ok_or_else(|| Error::Internal(format!("{label}: {} is not loaded", l.kernel)))?;
+        Ok(BoundStep {
+            function,
+            grid: l.grid,
+            block: l.block,
+            cluster: l.cluster,
+            shared_bytes: l.shared_bytes,
+            // The code for earlier devices does not wait for its predecessor by itself.
+            programmatic: l.programmatic && gpu.compute >= PROGRAMMATIC_COMPUTE,
+            args: l.args.iter().map(|a| addresses.slot(label, a)).collect::<Result<_>>()?,
+        })
+    };
+    plan.steps.iter().map(|s| s.label.as_str()).zip(launches).map(bind).collect()
+}
+
+/// A bound plan shared with the graphs that point at it.
+pub type SharedPlan = Arc<BoundPlan>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::WeightId;
+
+    fn addresses() -> Addresses {
+        Addresses {
+            weights: vec![0x1000, 0x1008],
+            buffers: vec![Some(0x2000), None],
+            caches: 0x10_000,
+            map: CacheMap { half: 512 },
+            layers: 2,
+            step: 0x4000,
+            ring: 0x8000,
+        }
+    }
+
+    #[test]
+    fn every_argument_becomes_one_slot() {
+        let a = addresses();
+        let slot = |arg| a.slot("L00.x", &arg).unwrap();
+        assert_eq!(slot(Arg::Buf(Buf(0))), 0x2000);
+        assert_eq!(slot(Arg::Weight(WeightId(0))), 0x1000);
+        assert_eq!(slot(Arg::Null), 0);
+        assert_eq!(slot(Arg::Step), 0x4000);
+        assert_eq!(slot(Arg::Counters), 0x4100);
+        assert_eq!(slot(Arg::Forced), 0x5100);
+        assert_eq!(slot(Arg::Ring), 0x8000);
+        assert_eq!(slot(Arg::Keys(1)), 0x10_000 + 1024);
+        assert_eq!(slot(Arg::Values(1)), 0x10_000 + 1536);
+        assert_eq!(slot(Arg::U32(7)), 7);
+        assert_eq!(slot(Arg::F32(1.5)), 0x3FC0_0000, "the bits, in the low half");
+    }
+
+    #[test]
+    fn a_null_misaligned_or_unknown_address_is_refused_by_field_name() {
+        let mut a = addresses();
+        let text = |a: &Addresses, arg| a.slot("L01.attn.q", &arg).unwrap_err().to_string();
+        let misaligned = text(&a, Arg::Weight(WeightId(1)));
+        assert!(misaligned.contains("L01.attn.q: Weight(WeightId(1)) has the address 0x1008"));
+        assert!(text(&a, Arg::Weight(WeightId(2))).contains("names nothing in the plan"));
+        assert!(text(&a, Arg::Buf(Buf(1))).contains("Buf(Buf(1)) names nothing"));
+        assert!(text(&a, Arg::Keys(2)).contains("Keys(2) names nothing"));
+        a.ring = 0;
+        assert!(text(&a, Arg::Ring).contains("Ring has the address 0x0"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_parts_before_anything_is_allocated() {
+        let bytes = BytePlan { weights: 4000, caches: 500, workspace: 60, state: 7 };
+        assert!(bytes.check(4567 + RESERVE).is_ok());
+        let error = bytes.check(4566 + RESERVE).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        let text = error.to_string();
+        for part in ["weights 4000", "KV cache 500", "workspace 60", "state 7"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The engine on a real device: every op against the CPU reference, fused against plain, graph
+//! against eager, capacity, and what a token costs the host.
+//!
+//! Each test prints `skipped: no CUDA device` and passes where none answers.
+
+mod small_model;
+
+use decode_graph::arch::{PlanOptions, record};
+use decode_graph::checkpoint::Checkpoint;
+use decode_graph::cuda::{CudaEngine, CudaOptions};
+use decode_graph::error::{Error, Result};
+use decode_graph::ops::KvType;
+use decode_graph::plan::{DecodePlan, fuse};
+use decode_graph::quant::QuantFormat;
+use decode_graph::session::{
+    BackendChoice, Chosen, DebugLevel, DecodeSession, Finish, Mode, SessionOptions,
+};
+use small_model::{Key, SmallModel};
+use std::ops::ControlFlow;
+
+const CAPACITY: u32 = 96;
+
+/// Two layers of 256, so that every format has whole blocks; 4 heads of 64 over 2.
+fn model(format: QuantFormat) -> Checkpoint {
+    const WIDTH: u64 = 256;
+    let mut m = SmallModel::new("llama", format);
+    for t in &mut m.tensors {
+        let rows = |name: &str| match name {
+            n if n.ends_with("attn_k.weight") || n.ends_with("attn_v.weight") => WIDTH / 2,
+            n if n.ends_with("ffn_gate.weight") || n.ends_with("ffn_up.weight") => 2 * WIDTH,
+            n if n.ends_with("token_embd.weight") => small_model::VOCAB,
+            _ => WIDTH,
+        };
+        let columns = if t.name.ends_with("ffn_down.weight") { 2 * WIDTH } else { WIDTH };
+        t.shape = match t.shape.len() {
+            1 => vec![WIDTH],
+            _ => vec![columns, rows(&t.name)],
+        };
+    }
+    m.set("llama.embedding_length", Key::U32(WIDTH as u32));
+    m.set("llama.feed_forward_length", Key::U32(2 * WIDTH as u32));
+    m.open(tempfile::tempdir().unwrap().path())
+}
+
+fn plan(checkpoint: &Checkpoint, fused: bool) -> DecodePlan {
+    let options = PlanOptions { capacity: CAPACITY, kv: KvType::F16 };
+    let plain = record(checkpoint, options).unwrap();
+    if fused { fuse::fuse(&plain) } else { plain }
+}
+
+/// `None` where there is no device.
+fn engine(
+    checkpoint: &Checkpoint,
+    plan: &DecodePlan,
+    mode: Mode,
+    debug: DebugLevel,
+) -> Option<CudaEngine> {
+    let options = CudaOptions { device: 0, mode, debug };
+    match CudaEngine::new(checkpoint, plan, options, &mut |_, _| {}) {
+        Ok(engine) => Some(engine),
+        Err(Error::NoDevice(why)) => {
+            eprintln!("skipped: no CUDA device ({why})");
+            None
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn tokens(engine: &mut CudaEngine, steps: u32) -> Result<Vec<Chosen>> {
+    let mut all = Vec::new();
+    engine.run(steps, &mut |c| {
+        all.push(c);
+        ControlFlow::Continue(())
+    })?;
+    Ok(all)
+}
+
+fn start(engine: &mut CudaEngine, inputs: &[u32]) {
+    engine.seek(0).unwrap();
+    engine.force(0, inputs).unwrap();
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn nmse(x: &[f32], reference: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let noise: f64 = x.iter().zip(reference).map(|(x, r)| square(x - r)).sum();
+    noise / reference.iter().map(|r| square(*r)).sum::<f64>()
+}
+
+#[test]
+fn every_op_of_every_format_agrees_with_the_reference_plain_and_fused() {
+    for format in QuantFormat::ALL {
+        let checkpoint = model(format);
+        for fused in [false, true] {
+            let plan = plan(&checkpoint, fused);
+            let Some(mut e) = engine(&checkpoint, &plan, Mode::Eager, DebugLevel::Compare) else {
+                return;
+            };
+            start(&mut e, &[7, 3, 90, 11]);
+            tokens(&mut e, 6).unwrap();
+            assert!(e.comparisons().len() >= 6 * plan.steps.len(), "something of each step");
+            for c in e.comparisons().iter().filter(|c| c.what != "token") {
+                let bound = if matches!(c.what.as_str(), "keys" | "values") { 1e-6 } else { 1e-7 };
+                assert!(c.nmse <= bound, "{format} fused {fused}: {c:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_and_plain_plans_give_the_same_logits_within_rounding() {
+    for format in QuantFormat::ALL {
+        let checkpoint = model(format);
+        let mut all = Vec::new();
+        for fused in [false, true] {
+            let plan = plan(&checkpoint, fused);
+            let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else {
+                return;
+            };
+            let inputs: Vec<u32> = (0..16).map(|i| i * 5 % 96).collect();
+            start(&mut e, &inputs);
+            tokens(&mut e, 16).unwrap();
+            all.push(e.logits().unwrap());
+        }
+        let error = nmse(&all[1], &all[0]);
+        assert!(error < 1e-5, "{format}: {error:e}");
+    }
+}
+
+#[test]
+fn a_replayed_graph_is_eager_bit_for_bit_over_64_tokens_in_tokens_logits_and_cache() {
+    for format in QuantFormat::ALL {
+        let checkpoint = model(format);
+        let plan = plan(&checkpoint, true);
+        let mut seen = Vec::new();
+        for mode in [Mode::Graph, Mode::Eager] {
+            let Some(mut e) = engine(&checkpoint, &plan, mode, DebugLevel::Off) else { return };
+            start(&mut e, &[1, 2, 3]);
+            let chosen: Vec<_> =
+                tokens(&mut e, 64).unwrap().iter().map(|c| (c.position, c.token)).collect();
+            let logits = bits(&e.logits().unwrap());
+            let caches: Vec<_> = (0..plan.cache.layers)
+                .map(|l| e.cache(l).map(|(k, v)| (bits(&k), bits(&v))).unwrap())
+                .collect();
+            seen.push((chosen, logits, caches));
+        }
+        assert!(seen[0] == seen[1], "{format}");
+    }
+}
+
+#[test]
+fn a_poisoned_workspace_changes_nothing() {
+    let checkpoint = model(QuantFormat::Q4K);
+    for fused in [false, true] {
+        let plan = plan(&checkpoint, fused);
+        let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+        let mut seen = Vec::new();
+        for byte in [0xFF, 0x00, 0x7F] {
+            e.poison(byte).unwrap();
+            start(&mut e, &[5, 6, 7]);
+            let tokens: Vec<_> = tokens(&mut e, 20).unwrap().iter().map(|c| c.token).collect();
+            seen.push((tokens, bits(&e.logits().unwrap())));
+        }
+        assert!(seen[0] == seen[1] && seen[0] == seen[2], "fused {fused}");
+    }
+}
+
+#[test]
+fn one_capture_no_allocation_after_it_and_at_most_3_driver_calls_a_token() {
+    let checkpoint = model(QuantFormat::Q8_0);
+    let plan = plan(&checkpoint, true);
+    let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+    let census = e.census().unwrap();
+    assert_eq!((census.nodes, census.edges), (plan.steps.len(), plan.steps.len() - 1));
+    start(&mut e, &[1]);
+    let before = e.stats();
+    let steps = 90;
+    tokens(&mut e, steps).unwrap();
+    let after = e.stats();
+    assert_eq!(after.captures, 1);
+    assert_eq!(after.allocations_after_freeze, 0);
+    let calls = after.driver_calls - before.driver_calls;
+    assert!(calls <= 3 * u64::from(steps), "{calls} driver calls for {steps} tokens");
+}
+
+#[test]
+fn after_a_stop_nothing_of_what_ran_ahead_is_left() {
+    let checkpoint = model(QuantFormat::Q4_0);
+    let plan = plan(&checkpoint, true);
+    let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+    start(&mut e, &[1, 2]);
+    let whole: Vec<_> = tokens(&mut e, 40).unwrap().iter().map(|c| c.token).collect();
+    start(&mut e, &[1, 2]);
+    let straight = tokens(&mut e, 10).unwrap();
+    let logits = bits(&e.logits().unwrap());
+    start(&mut e, &[1, 2]);
+    let mut pieces = Vec::new();
+    while pieces.len() < 40 {
+        let wanted = 40 - pieces.len() as u32;
+        let mut left = 10;
+        let kept = e.run(wanted, &mut |c| {
+            pieces.push(c.token);
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(kept.unwrap(), 10);
+        if pieces.len() == 10 {
+            assert_eq!(
+                bits(&e.logits().unwrap()),
+                logits,
+                "logits are of the last step that counts"
+            );
+        }
+    }
+    assert_eq!(pieces, whole);
+    assert_eq!(straight.len(), 10);
+}
+
+/// `None` where there is no device.
+fn session(checkpoint: &Checkpoint, backend: BackendChoice) -> Option<DecodeSession> {
+    let kv = Some(KvType::F16);
+    let options = SessionOptions { backend, capacity: CAPACITY, kv, ..SessionOptions::default() };
+    match DecodeSession::new(checkpoint, &options, &mut |_, _| {}) {
+        Ok(session) => Some(session),
+        Err(Error::NoDevice(why)) => {
+            eprintln!("skipped: no CUDA device ({why})");
+            None
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn every_position_up_to_the_capacity_agrees_with_the_reference() {
+    for format in [QuantFormat::F32, QuantFormat::Q4K, QuantFormat::Q8_0] {
+        let checkpoint = model(format);
+        let Some(mut gpu) = session(&checkpoint, BackendChoice::Cuda) else { return };
+        let mut cpu = session(&checkpoint, BackendChoice::Cpu).unwrap();
+        for position in 0..CAPACITY {
+            let token = position * 37 % 96;
+            gpu.feed(token).unwrap();
+            cpu.feed(token).unwrap();
+            let error = nmse(&gpu.logits().unwrap(), &cpu.logits().unwrap());
+            assert!(error < 1e-4, "{format} position {position}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn at_capacity_nothing_is_written_and_the_next_run_works() {
+    let checkpoint = model(QuantFormat::Q5_1);
+    let Some(mut s) = session(&checkpoint, BackendChoice::Cuda) else { return };
+    let mut first = Vec::new();
+    let mut keep = |c: Chosen| {
+        first.push(c.token);
+        ControlFlow::Continue(())
+    };
+    assert_eq!(s.decode(&[4, 5], CAPACITY + 10, &mut keep).unwrap(), Finish::Capacity);
+    assert_eq!(first.len(), CAPACITY as usize);
+    let cache = s.cache(1).unwrap();
+    assert!(s.feed(3).is_err());
+    assert_eq!(s.cache(1).unwrap(), cache);
+    s.reset().unwrap();
+    let mut again = Vec::new();
+    let mut keep = |c: Chosen| {
+        again.push(c.token);
+        ControlFlow::Continue(())
+    };
+    assert_eq!(s.decode(&[4, 5], 30, &mut keep).unwrap(), Finish::Done);
+    assert_eq!(again[..], first[..31]);
+
+    // The device's own check, beneath the session's.
+    let plan = plan(&checkpoint, true);
+    let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+    start(&mut e, &[4, 5]);
+    assert_eq!(tokens(&mut e, CAPACITY + 20).unwrap().len(), CAPACITY as usize);
+    start(&mut e, &[4, 5]);
+    let tokens: Vec<_> = tokens(&mut e, 31).unwrap().iter().map(|c| c.token).collect();
+    assert_eq!(tokens[..], first[..31]);
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_told_and_the_engine_goes_on() {
+    let checkpoint = model(QuantFormat::Q6K);
+    let plan = plan(&checkpoint, true);
+    let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+    start(&mut e, &[1, 9999]);
+    let error = tokens(&mut e, 5).unwrap_err();
+    assert!(matches!(error, Error::Decode { position: 1, .. }), "{error}");
+    start(&mut e, &[1, 2]);
+    assert_eq!(tokens(&mut e, 5).unwrap().len(), 5);
+}
+
+#[test]
+fn seeded_caches_are_the_same_on_both_backends() {
+    let checkpoint = model(QuantFormat::F16);
+    let Some(mut gpu) = session(&checkpoint, BackendChoice::Cuda) else { return };
+    let mut cpu = session(&checkpoint, BackendChoice::Cpu).unwrap();
+    gpu.seek(50, 9).unwrap();
+    cpu.seek(50, 9).unwrap();
+    for layer in 0..2 {
+        assert!(gpu.cache(layer).unwrap() == cpu.cache(layer).unwrap());
+    }
+}
+
+#[test]
+fn the_read_ceiling_is_of_the_order_of_a_gpus_memory() {
+    let checkpoint = model(QuantFormat::F16);
+    let plan = plan(&checkpoint, true);
+    let Some(e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
+    let ceiling = e.measure_ceiling().unwrap();
+    eprintln!("{ceiling:?}");
+    assert!(ceiling.bytes_per_second > 1e11 && ceiling.bytes_per_second < 2e13);
+}
