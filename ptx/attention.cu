@@ -18,6 +18,8 @@
 // and value read; their scores are added over the lanes by exchanging halves, so that each lane
 // ends with the score of one row and head and computes one exponential.
 //
+// Short contexts take another way (attention_head.cuh): there, latency is all that counts.
+//
 // Built with -DKV_F16=1 (T = f16, attention_f16) or -DKV_F16=0 (T = f32, attention_f32).
 #include "common.cuh"
 #include "stream.cuh"
@@ -536,6 +538,10 @@ __device__ __forceinline__ void run_group(const Params& p, uint8_t* shared) {
     }
 }
 
+#if KV_F16
+#include "attention_head.cuh"
+#endif
+
 }  // namespace
 
 // counters[1 + g] is zero before and after; partial holds splits · heads · (head_dim + 2) f32;
@@ -547,10 +553,21 @@ KERNEL(const StepState* step, const float* q, const Element* keys, const Element
     __shared__ __align__(16) uint8_t shared[SHARED_BYTES];
     pdl_launch();
     const uint4 state = load_step(step);
-    const uint32_t head = blockIdx.x % kv_heads, part = blockIdx.x / kv_heads;
-    const uint32_t n = state.y + 1;
-    uint32_t size = n;
-    if (n > SINGLE) {
+    const uint32_t head = blockIdx.x % kv_heads, n = state.y + 1;
+    uint32_t part = blockIdx.x / kv_heads, size = n;
+#if KV_F16
+    // Short contexts: a block a query head (attention_head.cuh).
+    const uint32_t short_parts = (n + HEAD_PART - 1) / HEAD_PART;
+    const bool by_head = head_dim <= 128 && (short_parts == 1 || short_parts * group <= splits);
+    const uint32_t takers = group < splits ? group : splits, taker = part % takers;
+    if (by_head) {
+        part /= takers;
+        size = HEAD_PART;
+    }
+#else
+    constexpr bool by_head = false;
+#endif
+    if (n > SINGLE && !by_head) {
         size = (n + splits - 1) / splits;
         size = (size + PART_STEP - 1) / PART_STEP * PART_STEP;
         size = size < PART_MIN ? PART_MIN : size;
@@ -572,6 +589,15 @@ KERNEL(const StepState* step, const float* q, const Element* keys, const Element
     p.part = part, p.parts = (n + size - 1) / size, p.scale = scale;
     if (threadIdx.x == 0) params = p;
     __syncthreads();
+#if KV_F16
+    if (by_head) {
+        attend_heads(params, taker, takers, reinterpret_cast<float*>(shared));
+        if (params.parts > 1 && last_to_arrive(counters + 1 + params.head, params.parts * takers)) {
+            combine(params);
+        }
+        return;
+    }
+#endif
     if (head_dim <= 64) {
         run_group<8>(params, shared);
     } else if (head_dim <= 128) {

@@ -2,6 +2,7 @@
 # Compiles the kernels to the PTX that is committed beside them.
 #
 #   ptx/build.sh            rebuild every <module>.sm80.ptx and <module>.sm90.ptx, modules.in.rs, MANIFEST
+#   ptx/build.sh MODULE …   rebuild these modules only: while working on one kernel
 #   ptx/build.sh --check    rebuild elsewhere and compare byte for byte, then assemble for every
 #                           supported architecture, print registers, shared memory and spills, and
 #                           fail if a hot module spills
@@ -99,10 +100,12 @@ present() {
     return 0
 }
 
-# build FOLDER
+# build FOLDER [MODULE…]: all modules, or these; the tables are of all
 build() {
     local folder=$1
+    local only=" ${*:2} "
     present | while read -r module source definitions _; do
+        [[ $only == "  " || $only == *" $module "* ]] || continue
         printf '%s %s %s %s %s\n' "$module" "$source" "$definitions" "$folder" 80
         printf '%s %s %s %s %s\n' "$module" "$source" "$definitions" "$folder" 90
     done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
@@ -114,6 +117,7 @@ build() {
         done
         echo "]"
     } > "$folder/modules.in.rs"
+    [[ $only == "  " ]] || cp -n -- *.ptx "$folder"
     {
         (cd "$folder" && sha256sum -- *.ptx)
         find . -name '*.cu' -o -name '*.cuh' -o -name requirements.txt | sed 's|^\./||' | sort |
@@ -154,8 +158,14 @@ case ${1:-} in
         exit 1
     fi
     ;;
-*)
-    echo "usage: ptx/build.sh [--check]" >&2
+-*)
+    echo "usage: ptx/build.sh [--check | MODULE…]" >&2
     exit 2
+    ;;
+*)
+    fresh=$(mktemp -d)
+    trap 'rm -rf "$fresh"' EXIT
+    build "$fresh" "$@"
+    cp "$fresh"/* .
     ;;
 esac

@@ -18,16 +18,16 @@ constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
 extern "C" __global__ void __launch_bounds__(512)
 read_ceiling(const uint4* data, uint64_t words, uint32_t* out) {
     constexpr int IN_FLIGHT = 8;
-    // A block reads one contiguous run of memory.
-    const uint64_t share = (words + gridDim.x - 1) / gridDim.x;
-    const uint64_t begin = min(words, share * blockIdx.x), end = min(words, begin + share);
     uint32_t sum = 0;
-    for (uint64_t i = begin + threadIdx.x; i < end; i += IN_FLIGHT * blockDim.x) {
+    // All blocks together walk through memory, so that what is read at a time lies close.
+    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x * IN_FLIGHT;
+    const uint64_t first = static_cast<uint64_t>(blockIdx.x) * blockDim.x * IN_FLIGHT + threadIdx.x;
+    for (uint64_t i = first; i < words; i += stride) {
         uint4 v[IN_FLIGHT];
 #pragma unroll
         for (int u = 0; u < IN_FLIGHT; ++u) {
             const uint64_t at = i + u * blockDim.x;
-            v[u] = at < end ? __ldcs(data + at) : make_uint4(0, 0, 0, 0);
+            v[u] = at < words ? __ldcs(data + at) : make_uint4(0, 0, 0, 0);
         }
 #pragma unroll
         for (int u = 0; u < IN_FLIGHT; ++u) sum ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;

@@ -3,7 +3,7 @@
 #include "epilogues.cuh"
 
 #define QKV_KERNEL(NAME, A, B)                                                                         \
-    extern "C" __global__ void __launch_bounds__(gemv::THREADS, 2)                                    \
+    extern "C" __global__ void __launch_bounds__(gemv::THREADS, 4)                                    \
         NAME(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* wq,  \
              const uint8_t* wk, const uint8_t* wv, const float* bq, const float* bk, const float* bv, \
              const float* freqs, float* q, void* keys, void* values, uint32_t q_rows,                 \
