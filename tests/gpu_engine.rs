@@ -3,6 +3,8 @@
 //!
 //! Each test prints `skipped: no CUDA device` and passes where none answers.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
