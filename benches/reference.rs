@@ -4,7 +4,7 @@
 //!
 //! `cargo bench --bench reference`
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use decode_graph::ops::{HostMemory, HostWeight, KvType, MatVec, Matrix, Op, WeightId};
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
@@ -52,5 +52,8 @@ fn formats(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, formats);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    formats(&mut criterion);
+    criterion.final_summary();
+}

@@ -260,7 +260,7 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// As [`Engine::run`]. Ends early, and gives the steps that count, where the cache is full.
+    /// As `Engine::run`. Ends early, and gives the steps that count, where the cache is full.
     ///
     /// # Errors
     ///
@@ -438,7 +438,7 @@ impl CudaEngine {
         self.plan.buffer(&self.stream, self.plan.plan().logits)
     }
 
-    /// As [`Engine::fill_cache`].
+    /// As `Engine::fill_cache`.
     ///
     /// # Errors
     ///
