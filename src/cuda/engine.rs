@@ -212,7 +212,7 @@ impl CudaEngine {
         ceiling::measure(self.context.device(), &kernels::ptx)
     }
 
-    /// As [`Engine::seek`].
+    /// As `Engine::seek`.
     ///
     /// # Errors
     ///
@@ -224,7 +224,7 @@ impl CudaEngine {
         self.force(position, &[])
     }
 
-    /// As [`Engine::force`].
+    /// As `Engine::force`.
     ///
     /// # Errors
     ///
