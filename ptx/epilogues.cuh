@@ -1,7 +1,9 @@
 // What becomes of the finished sums of a matrix-vector kernel, one struct a kernel.
 //
-// flush(first, count, sums, scale) is called by the whole block for up to FLUSH tiles; `scale` is
-// the norm's 1/rms (1 without a norm).
+// prefetch(first) is called before the wait and begin(first) right after it, with the block's first
+// tile: what a thread needs for its first row is then there when the sums are. flush(first, count,
+// sums, scale) is called by the whole block for up to FLUSH tiles, of which a thread has one row (or
+// pair of rows) at most; `scale` is the norm's 1/rms (1 without a norm).
 #pragma once
 #include "gemv.cuh"
 
@@ -13,19 +15,27 @@ struct Store {
     const float* bias;
     const float* residual;
     uint32_t rows;
+    float carried = 0.f, offset = 0.f;
+    uint32_t loaded = 0xffffffffu;  // row that `carried` is of
 
-    __device__ __forceinline__ void prefetch() {}
+    __device__ __forceinline__ void prefetch(uint32_t first) {
+        const uint32_t r = first * ROWS + threadIdx.x;
+        if (bias != nullptr && r < rows) offset = __ldg(bias + r);
+    }
+    __device__ __forceinline__ void begin(uint32_t first) {
+        loaded = first * ROWS + threadIdx.x;
+        if (residual != nullptr && loaded < rows) carried = __ldcg(residual + loaded);
+    }
     __device__ __forceinline__ void finish() {}
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
-        for (uint32_t i = threadIdx.x; i < count * ROWS; i += THREADS) {
-            const uint32_t r = first * ROWS + i;
-            if (r >= rows) continue;
-            // The residual is loaded first: it comes from the L2 while the sums are added.
-            const float carried = residual != nullptr ? __ldcg(residual + r) : 0.f;
-            float v = total(sums, i / ROWS, i % ROWS) * scale;
-            if (bias != nullptr) v += __ldg(bias + r);
-            y[r] = v + carried;
+        static_assert(FLUSH * ROWS <= THREADS, "a thread has one row");
+        const uint32_t i = threadIdx.x, r = first * ROWS + i;
+        if (i >= count * ROWS || r >= rows) return;
+        if (r != loaded) {
+            if (residual != nullptr) carried = __ldcg(residual + r);
+            if (bias != nullptr) offset = __ldg(bias + r);
         }
+        y[r] = total(sums, i / ROWS, i % ROWS) * scale + offset + carried;
     }
 };
 
@@ -36,7 +46,8 @@ struct Swiglu {
     const float* up_bias;
     uint32_t rows;
 
-    __device__ __forceinline__ void prefetch() {}
+    __device__ __forceinline__ void prefetch(uint32_t) {}
+    __device__ __forceinline__ void begin(uint32_t) {}
     __device__ __forceinline__ void finish() {}
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
         for (uint32_t i = threadIdx.x; i < count / 2 * ROWS; i += THREADS) {
@@ -75,7 +86,8 @@ struct Choose {
     uint32_t rows;
     Candidate best = no_candidate();
 
-    __device__ __forceinline__ void prefetch() {}
+    __device__ __forceinline__ void prefetch(uint32_t) {}
+    __device__ __forceinline__ void begin(uint32_t) {}
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
         for (uint32_t i = threadIdx.x; i < count * ROWS; i += THREADS) {
             const uint32_t r = first * ROWS + i;
@@ -108,6 +120,10 @@ struct Three {
     }
 };
 
+struct Rotation {
+    float cos, sin;
+};
+
 struct RotateAppend {
     const StepState* step;
     const float *q_bias, *k_bias, *v_bias;
@@ -119,8 +135,42 @@ struct RotateAppend {
     float magnitude;
     uint32_t capacity;
     uint32_t position = 0;
+    Rotation turn{1.f, 0.f};
+    uint32_t turned = 0xffffffffu;  // first row of the pair that `turn` is of
 
-    __device__ __forceinline__ void prefetch() { position = step->position; }
+    // Which head elements the pair at row `row` of tile `tile` is.
+    struct Where {
+        bool is_q, is_v, inside, rotates;
+        uint32_t head, pair, e0, e1;
+    };
+    __device__ __forceinline__ Where where(uint32_t tile, uint32_t row) const {
+        Where w;
+        w.is_v = tile >= q_tiles + kv_tiles, w.is_q = tile < q_tiles;
+        const uint32_t part = w.is_q ? tile : w.is_v ? tile - q_tiles - kv_tiles : tile - q_tiles;
+        const uint32_t r = part * ROWS + row;
+        w.inside = r < (w.is_q ? q_rows : kv_rows);
+        w.head = r / head_dim;
+        const uint32_t e = r % head_dim;
+        w.pair = e / 2, w.e0 = e, w.e1 = e + 1;
+        w.rotates = !w.is_v && e < 2 * half_rotary;
+        if (halves && w.rotates) w.e0 = w.pair, w.e1 = w.pair + half_rotary;
+        return w;
+    }
+    // Cosine and sine of a pair's angle; one f32 rounding for the angle, as the reference has it.
+    __device__ __forceinline__ Rotation rotation(const Where& w) const {
+        if (!w.rotates) return Rotation{1.f, 0.f};
+        float sin, cos;
+        sincosf(static_cast<float>(position) * __ldg(freqs + w.pair), &sin, &cos);
+        return Rotation{cos * magnitude, sin * magnitude};
+    }
+
+    __device__ __forceinline__ void prefetch(uint32_t first) {
+        position = step->position;
+        turned = first * ROWS + threadIdx.x * 2;
+        const Where w = where(turned / ROWS, turned % ROWS);
+        if (w.inside && threadIdx.x < FLUSH * ROWS / 2) turn = rotation(w);
+    }
+    __device__ __forceinline__ void begin(uint32_t) {}
     __device__ __forceinline__ void finish() {}
 
     __device__ __forceinline__ void store(void* cache, uint32_t head, uint32_t i, float v) const {
@@ -130,36 +180,28 @@ struct RotateAppend {
     }
 
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
-        for (uint32_t i = threadIdx.x; i < count * (ROWS / 2); i += THREADS) {
-            const uint32_t local = i / (ROWS / 2), tile = first + local, row = i % (ROWS / 2) * 2;
-            float a = total(sums, local, row) * scale, b = total(sums, local, row + 1) * scale;
-            const bool is_v = tile >= q_tiles + kv_tiles, is_q = tile < q_tiles;
-            const uint32_t part = is_q ? tile : is_v ? tile - q_tiles - kv_tiles : tile - q_tiles;
-            const uint32_t r = part * ROWS + row;
-            if (r >= (is_q ? q_rows : kv_rows)) continue;
-            const uint32_t head = r / head_dim, e = r % head_dim;
-            // Elements of the head that this pair is.
-            uint32_t e0 = e, e1 = e + 1;
-            const bool rotates = !is_v && e < 2 * half_rotary;
-            if (halves && rotates) e0 = e / 2, e1 = e0 + half_rotary;
-            const float* bias = is_q ? q_bias : is_v ? v_bias : k_bias;
-            if (bias != nullptr) a += __ldg(bias + head * head_dim + e0), b += __ldg(bias + head * head_dim + e1);
-            if (rotates) {
-                const float theta = static_cast<float>(position) * __ldg(freqs + e / 2);
-                float sin, cos;
-                sincosf(theta, &sin, &cos);
-                sin *= magnitude, cos *= magnitude;
-                const float x = a;
-                a = x * cos - b * sin;
-                b = x * sin + b * cos;
-            }
-            if (is_q) {
-                q[head * head_dim + e0] = a;
-                q[head * head_dim + e1] = b;
-            } else {
-                store(is_v ? values : keys, head, e0, a);
-                store(is_v ? values : keys, head, e1, b);
-            }
+        const uint32_t i = threadIdx.x;
+        if (i >= count * (ROWS / 2)) return;
+        const uint32_t at = first * ROWS + 2 * i;
+        const Where w = where(at / ROWS, at % ROWS);
+        if (!w.inside) return;
+        if (at != turned) turn = rotation(w);
+        float a = total(sums, i / (ROWS / 2), at % ROWS) * scale;
+        float b = total(sums, i / (ROWS / 2), at % ROWS + 1) * scale;
+        const uint32_t base = w.head * head_dim;
+        const float* bias = w.is_q ? q_bias : w.is_v ? v_bias : k_bias;
+        if (bias != nullptr) a += __ldg(bias + base + w.e0), b += __ldg(bias + base + w.e1);
+        if (w.rotates) {
+            const float x = a;
+            a = x * turn.cos - b * turn.sin;
+            b = x * turn.sin + b * turn.cos;
+        }
+        if (w.is_q) {
+            q[base + w.e0] = a;
+            q[base + w.e1] = b;
+        } else {
+            store(w.is_v ? values : keys, w.head, w.e0, a);
+            store(w.is_v ? values : keys, w.head, w.e1, b);
         }
     }
 };

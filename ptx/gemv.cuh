@@ -269,13 +269,14 @@ __device__ __forceinline__ void run(const StepState* step, const float* x, const
 #endif
     Stager<A, BATCH> stager;
     stager.prefetch(gain, columns, warp, lane);
-    epilogue.prefetch();
+    epilogue.prefetch(t0);
 
     pdl_wait();
     if (!active) {
         epilogue.finish();
         return;
     }
+    epilogue.begin(t0);
     const float squares = stager.stage(shared.activations, x, gain, columns, units, warp, lane);
     if (gain != nullptr && lane == 0) shared.squares[warp] = squares;
     __syncthreads();

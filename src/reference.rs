@@ -7,6 +7,7 @@ use crate::ops::{HostMemory, HostState, HostWeight};
 use crate::plan::{DecodePlan, WeightSpec};
 use crate::session::{CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row};
 use rayon::prelude::*;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -103,6 +104,8 @@ pub(crate) struct CpuEngine {
     /// First forced position and the inputs from there on.
     forced: (u32, Vec<u32>),
     load_seconds: f64,
+    /// Where debug lines go, if not to the log.
+    out: Option<Box<dyn Write + Send>>,
 }
 
 impl CpuEngine {
@@ -121,6 +124,7 @@ impl CpuEngine {
             info: cpu_info(),
             forced: (0, Vec::new()),
             load_seconds: start.elapsed().as_secs_f64(),
+            out: None,
         })
     }
 
@@ -140,8 +144,8 @@ fn cpu_info() -> DeviceInfo {
     DeviceInfo { name: name.trim().to_owned(), sms, ..DeviceInfo::default() }
 }
 
-/// Tells what a step wrote: its label, op and the largest magnitude.
-fn tell(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) {
+/// What a step wrote: its label, op and the largest magnitude.
+fn told(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) -> String {
     let step = &plan.steps[step];
     let op = step.op.describe();
     let largest = |b: &crate::ops::Buf| {
@@ -149,7 +153,7 @@ fn tell(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) {
         all.fold(0.0f32, |m, v| if v.is_nan() { f32::NAN } else { m.max(v.abs()) })
     };
     let first = op.writes().first().map(largest);
-    log::info!("position {position} {} {} {} max {first:?}", step.label, op.name(), op.shape());
+    format!("position {position} {} {} {} max {first:?}", step.label, op.name(), op.shape())
 }
 
 impl Engine for CpuEngine {
@@ -184,10 +188,16 @@ impl Engine for CpuEngine {
         for step in 0..steps {
             let position = self.memory.state.position;
             self.memory.state.token = self.input(position);
-            let (plan, debug) = (&self.plan, self.debug);
+            let (plan, debug, out) = (&self.plan, self.debug, &mut self.out);
             interpret_with(plan, &mut self.memory, &mut |i, memory| {
-                if debug != DebugLevel::Off {
-                    tell(plan, position, i, memory);
+                if debug == DebugLevel::Off {
+                    return;
+                }
+                let line = told(plan, position, i, memory);
+                match out {
+                    // A reader that went away does not stop the computation.
+                    Some(out) => drop(writeln!(out, "{line}")),
+                    None => log::info!("{line}"),
                 }
             })?;
             self.memory.state.position = position + 1;
@@ -201,6 +211,10 @@ impl Engine for CpuEngine {
 
     fn logits(&mut self) -> Result<Vec<f32>> {
         Ok(self.memory.buf(self.plan.logits).to_vec())
+    }
+
+    fn debug_to(&mut self, out: Box<dyn Write + Send>) {
+        self.out = Some(out);
     }
 
     fn fill_cache(&mut self, positions: u32, seed: u64) -> Result<()> {

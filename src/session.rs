@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::KvType;
 use crate::plan::{DecodePlan, fuse};
 use crate::reference::CpuEngine;
+use std::io::Write;
 use std::ops::ControlFlow;
 
 /// Where to compute.
@@ -177,6 +178,11 @@ impl DecodeSession {
             },
         };
         Ok(Self { engine, plan, position: 0, next: None, in_step: true, has_logits: false })
+    }
+
+    /// Sends the lines of [`SessionOptions::debug`] to `out`; they go to the log until then.
+    pub fn debug_to(&mut self, out: Box<dyn Write + Send>) {
+        self.engine.debug_to(out);
     }
 
     /// `cuda` or `cpu`.

@@ -3,7 +3,7 @@
 //!
 //! Each test prints `skipped: no CUDA device` and passes where none answers.
 
-#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+#![allow(clippy::unwrap_used)]
 
 mod small_model;
 

@@ -6,8 +6,8 @@
 
 use super::measure::{Measurement, Test};
 use super::model::ModelFacts;
+use super::roofline;
 use super::stats::{Summary, mean, standard_deviation};
-use super::{ceiling, roofline};
 use crate::plan::DecodePlan;
 use serde_json::{Value, json};
 
@@ -55,6 +55,8 @@ pub struct Setup {
     pub kv: String,
     /// Positions of the cache.
     pub capacity: u32,
+    /// Measured read speed of the memory, GB/s.
+    pub ceiling_gb_s: Option<f64>,
 }
 
 /// A measured test with all that a row says.
@@ -68,8 +70,6 @@ pub struct Record {
     pub measurement: Measurement,
     /// Bytes a token to and from device memory, mean over the test's positions.
     pub bytes_per_token: f64,
-    /// Measured read speed of the memory, GB/s.
-    pub ceiling_gb_s: Option<f64>,
     /// Energy a token, J.
     pub joules_per_token: Option<f64>,
 }
@@ -81,7 +81,6 @@ impl Record {
         Self {
             test_time: utc(std::time::SystemTime::now()),
             bytes_per_token: roofline::bytes_per_token(plan, depth, measurement.test.steps()),
-            ceiling_gb_s: ceiling(&setup.backend),
             joules_per_token: None,
             setup,
             measurement,
@@ -110,7 +109,7 @@ impl Record {
 
     /// Of the measured read ceiling, %.
     pub fn percent_of_ceiling(&self) -> Option<f64> {
-        self.ceiling_gb_s.map(|ceiling| 100.0 * self.gigabytes_per_second() / ceiling)
+        self.setup.ceiling_gb_s.map(|ceiling| 100.0 * self.gigabytes_per_second() / ceiling)
     }
 
     fn repetition_ns(&self) -> Vec<f64> {
@@ -153,7 +152,7 @@ impl Record {
             "latency": latency,
             "bytes_per_token": self.bytes_per_token,
             "gb_per_s": self.gigabytes_per_second(),
-            "ceiling_gb_per_s": self.ceiling_gb_s,
+            "ceiling_gb_per_s": self.setup.ceiling_gb_s,
             "percent_of_ceiling": self.percent_of_ceiling(),
             "joules_per_token": self.joules_per_token,
             "warmup": warmup,

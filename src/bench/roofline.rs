@@ -1,5 +1,8 @@
 //! Bytes that a token must read and write, and how close that comes to what the memory can do.
 
+use crate::cuda::driver::Device;
+use crate::cuda::{ceiling, kernels};
+use crate::error::Result;
 use crate::plan::DecodePlan;
 
 /// Bytes a token between device memory and the processor, mean over a test's positions
@@ -15,11 +18,18 @@ pub fn gigabytes_per_second(bytes_per_token: f64, tokens_per_second: f64) -> f64
     bytes_per_token * tokens_per_second / 1e9
 }
 
-/// The fastest read of device memory that was measured on this machine, GB/s; `None` while it was
-/// not measured, and on the CPU, where weights partly stay in caches.
-pub fn ceiling(backend: &str) -> Option<f64> {
-    let _ = backend;
-    None
+/// The fastest read of device memory, measured on this device now, GB/s; `None` on the CPU, where
+/// weights partly stay in caches.
+///
+/// # Errors
+///
+/// Those of the device.
+pub fn ceiling(backend: &str, device: u32) -> Result<Option<f64>> {
+    if backend != "cuda" {
+        return Ok(None);
+    }
+    let ceiling = ceiling::measure(Device::get(device)?, &kernels::ptx)?;
+    Ok(Some(ceiling.bytes_per_second / 1e9))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! ring        RING_SLOTS × 16 bytes, mapped host memory
 //! ```
 
+use super::byte_plan::BytePlan;
 use super::driver::{Context, DeviceMemory, Function, MappedMemory, Module, PinnedMemory, Stream};
 use super::issue::BoundStep;
 use super::kernels::PROGRAMMATIC_COMPUTE;
@@ -30,64 +31,9 @@ const COUNTERS: u64 = ALIGNMENT;
 /// Bytes of the arrival counters.
 const COUNTER_BYTES: u64 = 4096;
 /// Byte offset of the forced tokens.
-const FORCED: u64 = COUNTERS + COUNTER_BYTES;
-/// Device memory left for code, the graph and the driver, bytes.
-const RESERVE: u64 = 64 << 20;
+pub(super) const FORCED: u64 = COUNTERS + COUNTER_BYTES;
 /// Every address that a kernel gets is a multiple of this: the widest load is 16 bytes.
 const ADDRESS_ALIGNMENT: u64 = 16;
-
-/// Device memory that a plan needs, bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BytePlan {
-    /// Weights in tiles.
-    pub weights: u64,
-    /// Keys and values of all layers.
-    pub caches: u64,
-    /// Workspace.
-    pub workspace: u64,
-    /// Step state, counters and forced tokens.
-    pub state: u64,
-}
-
-impl BytePlan {
-    /// What `plan` needs, its weights placed by `map`.
-    pub fn of(plan: &DecodePlan, map: &WeightMap) -> Self {
-        Self {
-            weights: map.bytes,
-            caches: plan.cache.bytes() + 2 * u64::from(plan.cache.layers) * ALIGNMENT,
-            workspace: plan.workspace().bytes() as u64,
-            state: FORCED + 4 * u64::from(plan.cache.capacity),
-        }
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.caches + self.workspace + self.state
-    }
-
-    /// Compares with what is free.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`] with each part.
-    pub fn check(&self, free: u64) -> Result<()> {
-        let need = self.total() + RESERVE;
-        if need <= free {
-            return Ok(());
-        }
-        let Self { weights, caches, workspace, state } = self;
-        let what = format!(
-            "the model (weights {weights}, KV cache {caches}, workspace {workspace}, state {state}, \
-             code {RESERVE})"
-        );
-        let advice = if *caches > *weights / 4 {
-            "use a shorter context, an f16 KV cache or a smaller model, or free GPU memory"
-        } else {
-            "use a smaller model or quantisation, or free GPU memory"
-        };
-        Err(Error::OutOfMemory { what, need, free, advice: advice.to_owned() })
-    }
-}
 
 /// Keys and values of every layer in one allocation.
 #[derive(Clone, Copy, Debug)]
@@ -564,4 +510,49 @@ fn bind_steps(
 pub type SharedPlan = Arc<BoundPlan>;
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::ops::WeightId;
+
+    fn addresses() -> Addresses {
+        Addresses {
+            weights: vec![0x1000, 0x1008],
+            buffers: vec![Some(0x2000), None],
+            caches: 0x10_000,
+            map: CacheMap { half: 512 },
+            layers: 2,
+            step: 0x4000,
+            ring: 0x8000,
+        }
+    }
+
+    #[test]
+    fn every_argument_becomes_one_slot() {
+        let a = addresses();
+        let slot = |arg| a.slot("L00.x", &arg).unwrap();
+        assert_eq!(slot(Arg::Buf(Buf(0))), 0x2000);
+        assert_eq!(slot(Arg::Weight(WeightId(0))), 0x1000);
+        assert_eq!(slot(Arg::Null), 0);
+        assert_eq!(slot(Arg::Step), 0x4000);
+        assert_eq!(slot(Arg::Counters), 0x4100);
+        assert_eq!(slot(Arg::Forced), 0x5100);
+        assert_eq!(slot(Arg::Ring), 0x8000);
+        assert_eq!(slot(Arg::Keys(1)), 0x10_000 + 1024);
+        assert_eq!(slot(Arg::Values(1)), 0x10_000 + 1536);
+        assert_eq!(slot(Arg::U32(7)), 7);
+        assert_eq!(slot(Arg::F32(1.5)), 0x3FC0_0000, "the bits, in the low half");
+    }
+
+    #[test]
+    fn a_null_misaligned_or_unknown_address_is_refused_by_field_name() {
+        let mut a = addresses();
+        let text = |a: &Addresses, arg| a.slot("L01.attn.q", &arg).unwrap_err().to_string();
+        let misaligned = text(&a, Arg::Weight(WeightId(1)));
+        assert!(misaligned.contains("L01.attn.q: Weight(WeightId(1)) has the address 0x1008"));
+        assert!(text(&a, Arg::Weight(WeightId(2))).contains("names nothing in the plan"));
+        assert!(text(&a, Arg::Buf(Buf(1))).contains("Buf(Buf(1)) names nothing"));
+        assert!(text(&a, Arg::Keys(2)).contains("Keys(2) names nothing"));
+        a.ring = 0;
+        assert!(text(&a, Arg::Ring).contains("Ring has the address 0x0"));
+    }
+}

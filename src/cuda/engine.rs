@@ -10,7 +10,8 @@
 //! away by setting the step state back. Cache rows beyond the position are written again before
 //! they are read.
 
-use super::bind::{BoundPlan, BytePlan, KernelSource};
+use super::bind::{BoundPlan, KernelSource};
+use super::byte_plan::BytePlan;
 use super::ceiling::{self, ReadCeiling};
 use super::driver::{Context, Device, Frozen, Stream, calls};
 use super::eager::{Comparison, Debugger, cache_to_f32};
@@ -573,5 +574,8 @@ impl Engine for CudaEngine {
 
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
         CudaEngine::cache(self, layer)
+    }
+    fn debug_to(&mut self, out: Box<dyn Write + Send>) {
+        CudaEngine::debug_to(self, out);
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod bind;
+mod byte_plan;
 pub mod ceiling;
 pub mod driver;
 pub mod eager;
@@ -19,5 +20,6 @@ pub mod step_state;
 pub mod upload;
 
 pub use bind::BoundPlan;
+pub use byte_plan::BytePlan;
 pub use engine::{CudaEngine, CudaOptions};
 pub use graph::CapturedGraph;

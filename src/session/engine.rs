@@ -3,6 +3,7 @@
 use super::{Chosen, DeviceInfo, EngineStats};
 use crate::error::Result;
 use half::f16;
+use std::io::Write;
 use std::ops::ControlFlow;
 
 /// A plan bound to memory, ready to compute positions one after another.
@@ -33,6 +34,8 @@ pub(crate) trait Engine {
     fn fill_cache(&mut self, positions: u32, seed: u64) -> Result<()>;
     /// Keys and values of a layer, `[kv_heads, capacity, head_dim]` each.
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)>;
+    /// Debug lines go to `out` from here on; the log until then.
+    fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }
 
 /// The two halves of a layer's cache.

@@ -20,6 +20,7 @@ fn record() -> Record {
         threads: 4,
         kv: "f32".to_owned(),
         capacity: 640,
+        ceiling_gb_s: Some(5.0),
     };
     let repetition = |ns| Repetition { ns, gaps_ns: vec![1_000_000, 2_000_000, 4_000_000] };
     Record {
@@ -32,7 +33,6 @@ fn record() -> Record {
             repetitions: vec![repetition(8_000_000), repetition(8_000_000)],
         },
         bytes_per_token: 1e6,
-        ceiling_gb_s: Some(5.0),
         joules_per_token: None,
     }
 }

@@ -7,6 +7,7 @@ use crate::lists::List;
 use crate::output::{failed, note};
 use crate::progress::Progress;
 use crate::{doctor, interrupt, load};
+use decode_graph::bench::ceiling;
 use decode_graph::bench::fields::{Record, Setup};
 use decode_graph::bench::measure::{Measurement, Repeat, Test, measure};
 use decode_graph::bench::model::ModelFacts;
@@ -114,6 +115,7 @@ fn setup(checkpoint: &Checkpoint, session: &DecodeSession, args: &RunArgs) -> Re
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         kv: session.plan().cache.kind.name().to_owned(),
         capacity: session.capacity(),
+        ceiling_gb_s: ceiling(session.backend(), args.engine.device)?,
     })
 }
 

@@ -1,0 +1,79 @@
+//! What a plan needs of device memory, known before anything is allocated.
+
+use super::bind::FORCED;
+use super::upload::{ALIGNMENT, WeightMap};
+use crate::error::{Error, Result};
+use crate::plan::DecodePlan;
+
+/// Device memory left for code, the graph and the driver, bytes.
+const RESERVE: u64 = 64 << 20;
+
+/// Device memory that a plan needs, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytePlan {
+    /// Weights in tiles.
+    pub weights: u64,
+    /// Keys and values of all layers.
+    pub caches: u64,
+    /// Workspace.
+    pub workspace: u64,
+    /// Step state, counters and forced tokens.
+    pub state: u64,
+}
+
+impl BytePlan {
+    /// What `plan` needs, its weights placed by `map`.
+    pub fn of(plan: &DecodePlan, map: &WeightMap) -> Self {
+        Self {
+            weights: map.bytes,
+            caches: plan.cache.bytes() + 2 * u64::from(plan.cache.layers) * ALIGNMENT,
+            workspace: plan.workspace().bytes() as u64,
+            state: FORCED + 4 * u64::from(plan.cache.capacity),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.caches + self.workspace + self.state
+    }
+
+    /// Compares with what is free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] with each part.
+    pub fn check(&self, free: u64) -> Result<()> {
+        let need = self.total() + RESERVE;
+        if need <= free {
+            return Ok(());
+        }
+        let Self { weights, caches, workspace, state } = self;
+        let what = format!(
+            "the model (weights {weights}, KV cache {caches}, workspace {workspace}, state {state}, \
+             code {RESERVE})"
+        );
+        let advice = if *caches > *weights / 4 {
+            "use a shorter context, an f16 KV cache or a smaller model, or free GPU memory"
+        } else {
+            "use a smaller model or quantisation, or free GPU memory"
+        };
+        Err(Error::OutOfMemory { what, need, free, advice: advice.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_parts_before_anything_is_allocated() {
+        let bytes = BytePlan { weights: 4000, caches: 500, workspace: 60, state: 7 };
+        assert!(bytes.check(4567 + RESERVE).is_ok());
+        let error = bytes.check(4566 + RESERVE).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        let text = error.to_string();
+        for part in ["weights 4000", "KV cache 500", "workspace 60", "state 7"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
