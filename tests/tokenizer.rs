@@ -5,95 +5,44 @@
 // Clippy's exception for tests does not reach a test file's helpers.
 #![allow(clippy::unwrap_used)]
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use decode_graph::checkpoint::Checkpoint;
 use decode_graph::tokenizer::{Tokenizer, VocabSource};
 
 fn model_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf")
 }
 
-/// The start of the file, which holds all metadata.
-struct Head(Vec<u8>, usize);
-
-impl Head {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let bytes = self.0[self.1..self.1 + N].try_into().unwrap();
-        self.1 += N;
-        bytes
-    }
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-    fn len(&mut self) -> usize {
-        usize::try_from(u64::from_le_bytes(self.take())).unwrap()
-    }
-    fn text(&mut self) -> String {
-        let length = self.len();
-        let text = String::from_utf8(self.0[self.1..self.1 + length].to_vec()).unwrap();
-        self.1 += length;
-        text
-    }
-    /// A value of type `kind`: its texts and its numbers, of which one list is empty.
-    fn value(&mut self, kind: u32) -> (Vec<String>, Vec<u32>) {
-        match kind {
-            0 | 1 | 7 => (vec![], vec![u32::from(self.take::<1>()[0])]),
-            2 | 3 => (vec![], vec![u32::from(u16::from_le_bytes(self.take()))]),
-            4..=6 => (vec![], vec![self.u32()]),
-            8 => (vec![self.text()], vec![]),
-            9 => {
-                let element = self.u32();
-                let (mut texts, mut numbers) = (vec![], vec![]);
-                for _ in 0..self.len() {
-                    let (text, number) = self.value(element);
-                    texts.extend(text);
-                    numbers.extend(number);
-                }
-                (texts, numbers)
-            }
-            _ => (vec![], vec![u32::try_from(self.len()).unwrap()]),
-        }
-    }
-}
-
-/// Reads just what the tokenizer needs.
+/// The model's vocabulary, as its file gives it.
 fn real_vocab() -> VocabSource {
     let path = model_path();
-    let mut bytes = Vec::new();
-    let file = File::open(&path).unwrap_or_else(|e| {
-        panic!("{}: {e}; the README says how to fetch the model", path.display())
-    });
-    file.take(8 << 20).read_to_end(&mut bytes).unwrap();
-    let mut head = Head(bytes, 0);
-    assert_eq!(&head.take::<4>(), b"GGUF");
-    head.u32();
-    head.len();
-    let mut source = VocabSource::default();
-    for _ in 0..head.len() {
-        let (key, kind) = (head.text(), head.u32());
-        let (mut texts, numbers) = head.value(kind);
-        let number = numbers.first().copied();
-        match key.as_str() {
-            "tokenizer.ggml.model" => source.model = texts.remove(0),
-            "tokenizer.ggml.pre" => source.pre = texts.pop(),
-            "tokenizer.ggml.tokens" => source.tokens = texts,
-            "tokenizer.ggml.merges" => source.merges = texts,
-            "tokenizer.ggml.token_type" => {
-                source.token_types = Some(numbers.iter().map(|n| n.cast_signed()).collect());
-            }
-            "tokenizer.ggml.bos_token_id" => source.bos = number,
-            "tokenizer.ggml.eos_token_id" => source.eos = number,
-            "tokenizer.ggml.eot_token_id" => source.eot = number,
-            "tokenizer.ggml.unknown_token_id" => source.unknown = number,
-            "tokenizer.ggml.add_bos_token" => source.add_bos = number.map(|n| n != 0),
-            "tokenizer.ggml.add_space_prefix" => source.add_space_prefix = number.map(|n| n != 0),
-            "tokenizer.chat_template" => source.chat_template = texts.pop(),
-            _ => {}
-        }
+    assert!(path.exists(), "the test model is not here: run models/fetch.sh first");
+    let file = Checkpoint::open(&path).unwrap();
+    let text = |key: &str| file.str_key(key).unwrap().map(str::to_owned);
+    let texts = |key: &str| -> Vec<String> {
+        let strings = file.strings_key(key).unwrap().unwrap();
+        strings.iter().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()).collect()
+    };
+    let id = |name: &str| {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        file.u64_key(&key).unwrap().map(|id| u32::try_from(id).unwrap())
+    };
+    VocabSource {
+        model: text("tokenizer.ggml.model").unwrap(),
+        pre: text("tokenizer.ggml.pre"),
+        tokens: texts("tokenizer.ggml.tokens"),
+        token_types: file.i32_array_key("tokenizer.ggml.token_type").unwrap(),
+        scores: None,
+        merges: texts("tokenizer.ggml.merges"),
+        bos: id("bos"),
+        eos: id("eos"),
+        eot: id("eot"),
+        unknown: id("unknown"),
+        add_bos: file.bool_key("tokenizer.ggml.add_bos_token").unwrap(),
+        add_space_prefix: file.bool_key("tokenizer.ggml.add_space_prefix").unwrap(),
+        chat_template: text("tokenizer.chat_template"),
     }
-    source
 }
 
 fn real() -> Tokenizer {

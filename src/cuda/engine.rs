@@ -213,7 +213,7 @@ impl CudaEngine {
         ceiling::measure(self.context.device(), &kernels::ptx)
     }
 
-    /// As [`Engine::seek`].
+    /// As `Engine::seek`.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ impl CudaEngine {
         self.force(position, &[])
     }
 
-    /// As [`Engine::force`].
+    /// As `Engine::force`.
     ///
     /// # Errors
     ///
@@ -261,7 +261,7 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// As [`Engine::run`]. Ends early, and gives the steps that count, where the cache is full.
+    /// As `Engine::run`. Ends early, and gives the steps that count, where the cache is full.
     ///
     /// # Errors
     ///
@@ -439,7 +439,7 @@ impl CudaEngine {
         self.plan.buffer(&self.stream, self.plan.plan().logits)
     }
 
-    /// As [`Engine::fill_cache`].
+    /// As `Engine::fill_cache`.
     ///
     /// # Errors
     ///

@@ -114,7 +114,7 @@ impl HostMemory {
     }
 
     /// `out[r] = Σ_c matrix[r, c] · x[c]`: rows in parallel, each decoded to f32 and summed as
-    /// [`dot`] does, so that the result depends neither on the number of threads nor on the
+    /// `dot` does, so that the result depends neither on the number of threads nor on the
     /// processor.
     pub fn product(&mut self, m: Matrix, x: &[f32], out: Buf) {
         let mut y = std::mem::take(&mut self.arena);

@@ -83,7 +83,7 @@ impl Drop for Locked {
     }
 }
 
-/// Page-locked host memory for staging copies, [bytes] u8, zeroed.
+/// Page-locked host memory for staging copies, `[bytes]` u8, zeroed.
 #[derive(Debug)]
 pub struct PinnedMemory {
     locked: Locked,
@@ -113,7 +113,7 @@ impl PinnedMemory {
     }
 }
 
-/// Page-locked host memory that kernels write and the host reads, [bytes] u8, zeroed.
+/// Page-locked host memory that kernels write and the host reads, `[bytes]` u8, zeroed.
 ///
 /// The host reads it volatile, because the device may write at any time; no Rust reference to it
 /// exists. A kernel that publishes data and then a flag needs `__threadfence_system()` between.

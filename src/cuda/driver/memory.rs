@@ -10,7 +10,7 @@ use super::stream::Stream;
 use super::{api, calls, status};
 use crate::error::{Error, Result};
 
-/// One allocation on the device, [bytes] u8. Share it by `Arc` with whatever points at it.
+/// One allocation on the device, `[bytes]` u8. Share it by `Arc` with whatever points at it.
 #[derive(Debug)]
 pub struct DeviceMemory {
     context: Context,
