@@ -24,6 +24,11 @@ const CAPACITY: u32 = 96;
 
 /// Two layers of 256, so that every format has whole blocks; 4 heads of 64 over 2.
 fn model(format: QuantFormat) -> Checkpoint {
+    model_with_heads(format, 4)
+}
+
+/// The same with `heads` query heads over half as many.
+fn model_with_heads(format: QuantFormat, heads: u32) -> Checkpoint {
     const WIDTH: u64 = 256;
     let mut m = SmallModel::new("llama", format);
     for t in &mut m.tensors {
@@ -39,6 +44,8 @@ fn model(format: QuantFormat) -> Checkpoint {
             _ => vec![columns, rows(&t.name)],
         };
     }
+    m.set("llama.attention.head_count", Key::U32(heads));
+    m.set("llama.attention.head_count_kv", Key::U32(heads / 2));
     m.set("llama.embedding_length", Key::U32(WIDTH as u32));
     m.set("llama.feed_forward_length", Key::U32(2 * WIDTH as u32));
     m.open(tempfile::tempdir().unwrap().path())
@@ -223,8 +230,16 @@ fn after_a_stop_nothing_of_what_ran_ahead_is_left() {
 
 /// `None` where there is no device.
 fn session(checkpoint: &Checkpoint, backend: BackendChoice) -> Option<DecodeSession> {
-    let kv = Some(KvType::F16);
-    let options = SessionOptions { backend, capacity: CAPACITY, kv, ..SessionOptions::default() };
+    session_of(checkpoint, backend, CAPACITY, KvType::F16)
+}
+
+fn session_of(
+    checkpoint: &Checkpoint,
+    backend: BackendChoice,
+    capacity: u32,
+    kv: KvType,
+) -> Option<DecodeSession> {
+    let options = SessionOptions { backend, capacity, kv: Some(kv), ..SessionOptions::default() };
     match DecodeSession::new(checkpoint, &options, &mut |_, _| {}) {
         Ok(session) => Some(session),
         Err(Error::NoDevice(why)) => {
@@ -247,6 +262,30 @@ fn every_position_up_to_the_capacity_agrees_with_the_reference() {
             cpu.feed(token).unwrap();
             let error = nmse(&gpu.logits().unwrap(), &cpu.logits().unwrap());
             assert!(error < 1e-4, "{format} position {position}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn attention_agrees_with_the_reference_on_both_sides_of_every_way_to_split_the_context() {
+    // Depths at which a block takes another chunk, a head another part, and the parts another way;
+    // heads of 32, 64 and 128, groups of 2.
+    const DEPTHS: [u32; 16] =
+        [0, 1, 126, 127, 128, 254, 255, 256, 383, 511, 512, 1023, 1024, 2047, 2900, 2998];
+    for (heads, kv) in
+        [(8, KvType::F16), (4, KvType::F16), (2, KvType::F16), (4, KvType::F32), (2, KvType::F32)]
+    {
+        let checkpoint = model_with_heads(QuantFormat::F32, heads);
+        let Some(mut gpu) = session_of(&checkpoint, BackendChoice::Cuda, 3000, kv) else { return };
+        let mut cpu = session_of(&checkpoint, BackendChoice::Cpu, 3000, kv).unwrap();
+        for depth in DEPTHS {
+            for s in [&mut gpu, &mut cpu] {
+                s.seek(depth, 7).unwrap();
+                s.feed(11).unwrap();
+                s.feed(12).unwrap();
+            }
+            let error = nmse(&gpu.logits().unwrap(), &cpu.logits().unwrap());
+            assert!(error < 1e-7, "{heads} heads, {}, depth {depth}: {error:e}", kv.name());
         }
     }
 }

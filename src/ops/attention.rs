@@ -28,12 +28,19 @@ impl Attention {
         self.heads / self.cache.kv_heads
     }
 
-    /// Parts into which the context is split at most: depends on the capacity, never on the
-    /// position, so that one graph serves every depth.
-    pub fn splits(cache: &CacheRef, sms: u32) -> u32 {
-        // A part shorter than 64 positions costs more to combine than it saves.
-        let by_context = cache.capacity.div_ceil(64);
-        (sms / cache.kv_heads).clamp(1, 64).min(by_context).max(1)
+    /// Blocks of a key/value head: parts of the context, or for a short one query heads and parts.
+    /// Depends on the capacity, never on the position, so that one graph serves every depth.
+    pub fn splits(cache: &CacheRef, heads: u32, sms: u32) -> u32 {
+        (sms / cache.kv_heads).clamp(1, Self::MOST_SPLITS).min(Self::useful(cache, heads))
+    }
+
+    /// Parts of the context at most, on any device.
+    const MOST_SPLITS: u32 = 64;
+
+    /// A part shorter than 64 positions costs more to combine than it saves; but every query head
+    /// of a group may have a block of its own.
+    fn useful(cache: &CacheRef, heads: u32) -> u32 {
+        cache.capacity.div_ceil(64).max(heads / cache.kv_heads).max(1)
     }
 
     /// f32 elements of `partial`: per split and query head the weighted values, the maximum and
@@ -41,7 +48,7 @@ impl Attention {
     pub fn partial_len(heads: u32, cache: &CacheRef) -> u32 {
         // Sized for the largest split count that any device gets, so that the layout of the
         // workspace does not depend on the device.
-        64.min(cache.capacity.div_ceil(64)).max(1) * heads * (cache.head_dim + 2)
+        Self::MOST_SPLITS.min(Self::useful(cache, heads)) * heads * (cache.head_dim + 2)
     }
 }
 
@@ -76,7 +83,7 @@ impl Describe for Attention {
 
     fn launch(&self, gpu: &Gpu) -> Launch {
         let c = &self.cache;
-        let splits = Self::splits(c, gpu.sms);
+        let splits = Self::splits(c, self.heads, gpu.sms);
         Launch {
             module: format!("attention_{}", c.kind.name()),
             kernel: format!("attention_{}", c.kind.name()),
