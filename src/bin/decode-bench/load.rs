@@ -77,7 +77,11 @@ pub(crate) fn open(
     environment: &Environment,
 ) -> Result<DecodeSession> {
     let bar = Progress::bytes("loading", environment);
-    DecodeSession::new(model, options, &mut |done, total| bar.set(done, total))
+    let mut session = DecodeSession::new(model, options, &mut |done, total| bar.set(done, total))?;
+    if options.debug != DebugLevel::Off {
+        session.debug_to(Box::new(std::io::stderr()));
+    }
+    Ok(session)
 }
 
 /// The flags as options of a session; the backend is left open.
