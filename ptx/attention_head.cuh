@@ -73,12 +73,6 @@ __device__ __forceinline__ void attend_heads(const Params& p, uint32_t first, ui
     const uint32_t old = min(p.end, p.position);
     t.load_keys(p, p.start, old);
     t.load_values(p, p.start, old);
-    // Later chunks into L2: a row is 256 bytes at most, half of which a thread asks for.
-    for (uint32_t at = p.start + CHUNK + t.row_key; at < old; at += CHUNK) {
-        const uint32_t offset = at * p.head_dim + t.half * (p.head_dim / 2);
-        prefetch_l2(reinterpret_cast<const uint8_t*>(p.keys + offset));
-        prefetch_l2(reinterpret_cast<const uint8_t*>(p.values + offset));
-    }
     pdl_wait();
 
 #pragma unroll 1
