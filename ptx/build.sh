@@ -13,20 +13,21 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export LC_ALL=C
 
-# Hot modules may spill no more than the bytes given per kernel, loads and stores together. The 16
-# of attention_f16 are one value kept around, not in, the loop of its widest variant on sm_120.
+# Hot modules spill nothing, but for sm_120, which runs the code made for sm_90: there no more than
+# the bytes given per kernel, loads and stores together (the compiler holds fewer values within the
+# 64 registers of qkv and the 128 of attention). A dash: not hot.
 # module           source         definitions                      spills
 MODULES="
 elementwise        elementwise.cu -                                0
-attention_f16      attention.cu   -DKV_F16=1                       16
+attention_f16      attention.cu   -DKV_F16=1                       32
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k; do
-    echo "gemv_$f gemv.cu -DFORMAT=$f 0"
+    echo "gemv_$f gemv.cu -DFORMAT=$f $([[ $f == q4_k ]] && echo 84 || echo 0)"
 done)
 $(for pair in q4_k:q6_k q5_k:q6_k q5_0:q8_0; do
     a=${pair%:*} b=${pair#*:}
-    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b 0"
+    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b 60"
 done)
 "
 # PTX versions to try, the lowest that assembles is taken: an older driver then loads the code too.
@@ -86,8 +87,9 @@ assemble() {
                 if ($i ~ /^smem/) shared = $(i - 2)
             }
             spills = spilled["stores,"] + spilled["loads"]
+            allowed = arch == "sm_120" ? hot + 0 : 0
             printf "%-18s %-18s %-7s %9d %7d %7d%s\n", module, kernel, arch, registers, shared, \
-                spills, (hot != "-" && spills > hot + 0 ? "  SPILLS" : "")
+                spills, (hot != "-" && spills > allowed ? "  SPILLS" : "")
         }' <<< "$log"
 }
 export -f compile assemble

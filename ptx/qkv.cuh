@@ -2,8 +2,17 @@
 #pragma once
 #include "epilogues.cuh"
 
+// Blocks of qkv that registers leave room for on a multiprocessor. From 9.0 on four, that is 64
+// registers: qkv, attention (128) and o_proj (64) then fit together, and o_proj's weights arrive
+// during both. Without programmatic launch nothing is gained by it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define QKV_BLOCKS 4
+#else
+#define QKV_BLOCKS 2
+#endif
+
 #define QKV_KERNEL(NAME, A, B)                                                                         \
-    extern "C" __global__ void __launch_bounds__(gemv::THREADS, 4)                                    \
+    extern "C" __global__ void __launch_bounds__(gemv::THREADS, QKV_BLOCKS)                           \
         NAME(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* wq,  \
              const uint8_t* wk, const uint8_t* wv, const float* bq, const float* bk, const float* bv, \
              const float* freqs, float* q, void* keys, void* values, uint32_t q_rows,                 \

@@ -3,10 +3,11 @@
 use crate::arch::read_vector;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Defect, Error, Result};
-use crate::ops::{HostMemory, HostState, HostWeight};
+use crate::ops::{HostMemory, HostState, HostWeight, Summary};
 use crate::plan::{DecodePlan, WeightSpec};
 use crate::session::{CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row};
 use rayon::prelude::*;
+use std::fmt::Write as _;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -144,16 +145,16 @@ fn cpu_info() -> DeviceInfo {
     DeviceInfo { name: name.trim().to_owned(), sms, ..DeviceInfo::default() }
 }
 
-/// What a step wrote: its label, op and the largest magnitude.
+/// A step's label, op and shape, and what it wrote.
 fn told(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) -> String {
     let step = &plan.steps[step];
     let op = step.op.describe();
-    let largest = |b: &crate::ops::Buf| {
-        let all = memory.buf(*b).iter();
-        all.fold(0.0f32, |m, v| if v.is_nan() { f32::NAN } else { m.max(v.abs()) })
-    };
-    let first = op.writes().first().map(largest);
-    format!("position {position} {} {} {} max {first:?}", step.label, op.name(), op.shape())
+    let mut line = format!("position {position} {} {} {}", step.label, op.name(), op.shape());
+    for b in op.writes() {
+        let name = &plan.buffers[b.0 as usize].name;
+        let _ = write!(line, " | {name} {}", Summary::of(memory.buf(b)));
+    }
+    line
 }
 
 impl Engine for CpuEngine {

@@ -17,6 +17,7 @@ mod launch;
 mod matvec;
 mod rms_norm;
 mod rope;
+mod summary;
 mod swiglu;
 
 pub use add::Add;
@@ -29,6 +30,7 @@ pub use launch::{Arg, Gpu, Launch};
 pub use matvec::MatVec;
 pub use rms_norm::RmsNorm;
 pub use rope::{Pairing, Rope};
+pub use summary::Summary;
 pub use swiglu::SwiGlu;
 
 use crate::quant::{QuantFormat, RowOrder};
