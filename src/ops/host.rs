@@ -189,14 +189,17 @@ const LANES: usize = 32;
 /// result is the same on every processor.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
+    // Rows of eight: what the compiler keeps in one register each.
+    let mut lanes = [[0.0f32; 8]; LANES / 8];
     let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let tail: f32 = ca.remainder().iter().zip(cb.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in ca.zip(cb) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
+        let products = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+        for (lanes, (a, b)) in lanes.iter_mut().zip(products) {
+            *lanes = std::array::from_fn(|i| lanes[i] + a[i] * b[i]);
         }
     }
+    let lanes = lanes.as_flattened_mut();
     let mut n = LANES;
     while n > 1 {
         n /= 2;
