@@ -33,7 +33,10 @@ struct Same<T, T> {
 };
 
 // These four mirror src/ops/gemv.rs, which computes the shared memory of a launch from them.
-constexpr int WARPS = 8;
+#ifndef GEMV_WARPS
+#define GEMV_WARPS 8
+#endif
+constexpr int WARPS = GEMV_WARPS;
 constexpr int MAX_SLOTS = 16;
 constexpr int FLUSH = 8;
 constexpr int ROWS = 16;

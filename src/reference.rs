@@ -214,6 +214,10 @@ impl Engine for CpuEngine {
         Ok(self.memory.buf(self.plan.logits).to_vec())
     }
 
+    fn trace(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         self.out = Some(out);
     }

@@ -66,6 +66,10 @@ pub struct SessionOptions {
     pub fused: bool,
     /// What is told about each step.
     pub debug: DebugLevel,
+    /// On CUDA, a kernel a step also where the persistent kernel could take the whole token.
+    pub separate: bool,
+    /// On CUDA, the persistent kernel keeps readings of the clock.
+    pub trace: bool,
 }
 
 impl Default for SessionOptions {
@@ -78,6 +82,8 @@ impl Default for SessionOptions {
             kv: None,
             fused: true,
             debug: DebugLevel::default(),
+            separate: false,
+            trace: false,
         }
     }
 }
@@ -375,6 +381,15 @@ impl DecodeSession {
         self.engine.fill_cache(position, seed)
     }
 
+    /// Readings of the clock in the last step, `[steps][blocks][8]` words; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn trace(&mut self) -> Result<Vec<u32>> {
+        self.engine.trace()
+    }
+
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
     ///
     /// # Errors
@@ -415,6 +430,8 @@ fn cuda(
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F16)?;
     let (device, mode, debug) = (options.device, options.mode, options.debug);
-    let engine = CudaEngine::new(checkpoint, &plan, CudaOptions { device, mode, debug }, progress)?;
+    let (separate, trace) = (options.separate, options.trace);
+    let options = CudaOptions { device, mode, debug, separate, trace };
+    let engine = CudaEngine::new(checkpoint, &plan, options, progress)?;
     Ok((plan, Box::new(engine)))
 }

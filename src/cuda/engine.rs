@@ -10,7 +10,7 @@
 //! away by setting the step state back. Cache rows beyond the position are written again before
 //! they are read.
 
-use super::bind::{BoundPlan, KernelSource};
+use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
 use super::ceiling::{self, ReadCeiling};
 use super::driver::{Context, Device, Frozen, Stream, calls};
@@ -56,6 +56,10 @@ pub struct CudaOptions {
     pub mode: Mode,
     /// Anything but off is launch by launch.
     pub debug: DebugLevel,
+    /// A kernel a step, also where the persistent kernel could take the whole token.
+    pub separate: bool,
+    /// The persistent kernel keeps readings of the clock.
+    pub trace: bool,
 }
 
 /// A plan bound to a device, and where it stands.
@@ -117,7 +121,8 @@ impl CudaEngine {
         let device = Device::get(options.device)?;
         let context = Context::new(device)?;
         let info = info(device)?;
-        let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, progress)?);
+        let want = Want { separate: options.separate, trace: options.trace };
+        let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();
         let graph = match (options.mode, options.debug) {
@@ -197,6 +202,15 @@ impl CudaEngine {
     /// [`Error::Driver`].
     pub fn poison(&mut self, byte: u8) -> Result<()> {
         self.plan.poison(&self.stream, byte)
+    }
+
+    /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn trace(&self) -> Result<Vec<u32>> {
+        self.plan.trace(&self.stream)
     }
 
     /// What `DebugLevel::Compare` found so far.
@@ -368,7 +382,7 @@ impl CudaEngine {
         match (&mut self.debug, &mut self.graph) {
             (Some(debug), _) => debug.token(&self.plan, &self.stream),
             (None, Some(graph)) => graph.replay(&self.stream),
-            (None, None) => issue(&self.plan, &self.stream, &mut |_| Ok(())),
+            (None, None) => issue(&self.plan, &self.stream, Some(&mut |_| Ok(()))),
         }
     }
 
@@ -429,7 +443,7 @@ impl CudaEngine {
             self.launched = self.launched.wrapping_add(1);
             match &mut self.graph {
                 Some(graph) => graph.replay(&self.stream)?,
-                None => issue(&self.plan, &self.stream, &mut |_| Ok(()))?,
+                None => issue(&self.plan, &self.stream, Some(&mut |_| Ok(())))?,
             }
             match self.answer()? {
                 Entry::Chosen { .. } => self.overrun = false,
@@ -575,6 +589,11 @@ impl Engine for CudaEngine {
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
         CudaEngine::cache(self, layer)
     }
+
+    fn trace(&mut self) -> Result<Vec<u32>> {
+        CudaEngine::trace(self)
+    }
+
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         CudaEngine::debug_to(self, out);
     }

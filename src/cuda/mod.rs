@@ -15,6 +15,7 @@ pub mod engine;
 pub mod graph;
 mod issue;
 pub mod kernels;
+mod program;
 mod signature;
 pub mod step_state;
 pub mod upload;

@@ -34,6 +34,8 @@ pub(crate) trait Engine {
     fn fill_cache(&mut self, positions: u32, seed: u64) -> Result<()>;
     /// Keys and values of a layer, `[kv_heads, capacity, head_dim]` each.
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)>;
+    /// Readings of the clock in the last step, `[steps][blocks][8]`; empty where none are kept.
+    fn trace(&mut self) -> Result<Vec<u32>>;
     /// Debug lines go to `out` from here on; the log until then.
     fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }
