@@ -71,7 +71,8 @@ pub fn interpret(plan: &DecodePlan, memory: &mut HostMemory) -> Result<()> {
     interpret_with(plan, memory, &mut |_, _| {})
 }
 
-/// [`interpret`] with a hook after each step, which gets the step's index.
+/// [`interpret`] with a hook after each step, which gets the step's index. Hook and steps run on a
+/// thread of rayon's pool, so that a step does not wake the pool anew.
 ///
 /// # Errors
 ///
@@ -79,7 +80,7 @@ pub fn interpret(plan: &DecodePlan, memory: &mut HostMemory) -> Result<()> {
 pub fn interpret_with(
     plan: &DecodePlan,
     memory: &mut HostMemory,
-    after: &mut dyn FnMut(usize, &HostMemory),
+    after: &mut (dyn FnMut(usize, &HostMemory) + Send),
 ) -> Result<()> {
     let HostState { token, position, .. } = memory.state;
     let fail = |what: String| Err(Error::Decode { position, what });
@@ -89,10 +90,12 @@ pub fn interpret_with(
     if token >= plan.vocab {
         return fail(format!("token {token} is outside the vocabulary of {}", plan.vocab));
     }
-    for (i, step) in plan.steps.iter().enumerate() {
-        step.op.describe().reference(memory);
-        after(i, memory);
-    }
+    rayon::scope(|_| {
+        for (i, step) in plan.steps.iter().enumerate() {
+            step.op.describe().reference(memory);
+            after(i, memory);
+        }
+    });
     if memory.state.finite { Ok(()) } else { fail("a logit is not finite".to_owned()) }
 }
 
