@@ -1,7 +1,6 @@
 //! The host twin of the device memory that a plan touches; read and written by the references.
 
 use super::{Buf, CacheRef, KvType, Matrix, Vector, WeightId, product};
-use crate::plan::WorkspaceLayout;
 use crate::quant::QuantFormat;
 use half::f16;
 use rayon::prelude::*;
@@ -49,19 +48,18 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// Memory for `layout`, with `weights` in the order of the plan's table and one pair of caches
-    /// of `cache_len` elements per layer.
+    /// Memory of a workspace of `words` f32 with each [`Buf`] at its range of them, with `weights`
+    /// in the order of the plan's table and one pair of caches of `cache_len` elements per layer.
     pub fn new(
-        layout: &WorkspaceLayout,
+        words: usize,
+        ranges: Vec<Range<usize>>,
         weights: Vec<HostWeight>,
         layers: usize,
         cache_len: usize,
     ) -> Self {
-        let word = |b: usize| b / 4;
-        let ranges = layout.placements().iter().map(|p| word(p.offset)..word(p.offset + p.bytes));
         Self {
-            arena: vec![f32::NAN; word(layout.bytes())],
-            ranges: ranges.collect(),
+            arena: vec![f32::NAN; words],
+            ranges,
             weights,
             caches: (0..layers).map(|_| (vec![0.0; cache_len], vec![0.0; cache_len])).collect(),
             state: HostState::default(),

@@ -22,6 +22,7 @@ mod interrupt;
 mod lists;
 mod load;
 mod output;
+mod passage;
 mod progress;
 mod run;
 mod sampling;
