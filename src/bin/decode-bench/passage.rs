@@ -17,8 +17,10 @@ pub(crate) struct Passage {
     pub(crate) chosen: Vec<u32>,
     /// Of every position, or of the last one.
     pub(crate) logits: Logits,
-    /// Keys and values of each layer, `[kv_heads, capacity, head_dim]`.
-    caches: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Keys of each layer, `[layers][kv_heads, capacity, head_dim]`.
+    keys: Vec<Vec<f32>>,
+    /// Values, in the same way.
+    values: Vec<Vec<f32>>,
 }
 
 impl Passage {
@@ -60,44 +62,42 @@ impl Passage {
     }
 
     fn look_at_caches(mut self, session: &mut DecodeSession) -> Result<Self> {
-        let layers = session.plan().cache.layers;
-        self.caches = (0..layers).map(|layer| session.cache(layer)).collect::<Result<_>>()?;
+        for layer in 0..session.plan().cache.layers {
+            let (keys, values) = session.cache(layer)?;
+            self.keys.push(keys);
+            self.values.push(values);
+        }
         Ok(self)
     }
 
     /// How much there is to compare.
     pub(crate) fn extent(&self) -> String {
         let vocab = self.logits.first().map_or(0, Vec::len);
-        let elements: usize = self.caches.iter().map(|(k, v)| k.len() + v.len()).sum();
+        let elements: usize = self.keys.iter().chain(&self.values).map(Vec::len).sum();
         format!(
             "{} tokens, {} x {vocab} logits, {elements} cache elements of {} layers",
             self.chosen.len(),
             self.logits.len(),
-            self.caches.len()
+            self.keys.len()
         )
     }
 
     /// The first difference in any bit of tokens, logits, keys and values each; none if equal.
     pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
-        let layers = |p: &Self, half: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| -> Logits {
-            p.caches.iter().map(|c| half(c).clone()).collect()
-        };
-        let rows = |what: &str, a: &Logits, b: &Logits| {
+        let rows = |what: &str, a: &[Vec<f32>], b: &[Vec<f32>]| {
             let at = (0..a.len().max(b.len())).find(|&i| match (a.get(i), b.get(i)) {
                 (Some(a), Some(b)) => !same_bits(a, b),
                 _ => true,
             })?;
             Some(format!("{what} {at}"))
         };
-        let keys = [layers(self, |c| &c.0), layers(other, |c| &c.0)];
-        let values = [layers(self, |c| &c.1), layers(other, |c| &c.1)];
         let token = (0..self.chosen.len().max(other.chosen.len()))
             .find(|&i| self.chosen.get(i) != other.chosen.get(i));
         [
             token.map(|i| format!("token {i}")),
             rows("logits", &self.logits, &other.logits),
-            rows("keys of layer", &keys[0], &keys[1]),
-            rows("values of layer", &values[0], &values[1]),
+            rows("keys of layer", &self.keys, &other.keys),
+            rows("values of layer", &self.values, &other.values),
         ]
         .into_iter()
         .flatten()
@@ -118,7 +118,8 @@ mod tests {
         let passage = Passage {
             chosen: vec![3, 4],
             logits: vec![vec![0.0, 1.0], vec![f32::NAN, 2.0]],
-            caches: vec![(vec![1.0], vec![2.0]), (vec![3.0], vec![0.0])],
+            keys: vec![vec![1.0], vec![3.0]],
+            values: vec![vec![2.0], vec![0.0]],
         };
         assert_eq!(passage.differences(&passage.clone()), Vec::<String>::new());
         let differs = |change: fn(&mut Passage)| {
@@ -131,8 +132,8 @@ mod tests {
         assert_eq!(differs(|p| p.chosen.truncate(1)), ["token 1"]);
         assert_eq!(differs(|p| p.logits[0][0] = -0.0), ["logits 0"]);
         assert_eq!(differs(|p| p.logits.truncate(1)), ["logits 1"]);
-        assert_eq!(differs(|p| p.caches[0].0[0] = 9.0), ["keys of layer 0"]);
-        assert_eq!(differs(|p| p.caches[1].1[0] = -0.0), ["values of layer 1"]);
+        assert_eq!(differs(|p| p.keys[0][0] = 9.0), ["keys of layer 0"]);
+        assert_eq!(differs(|p| p.values[1][0] = -0.0), ["values of layer 1"]);
         let extent = "2 tokens, 2 x 2 logits, 4 cache elements of 2 layers";
         assert_eq!(passage.extent(), extent);
     }
