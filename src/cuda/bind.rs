@@ -424,22 +424,13 @@ impl BoundPlan {
         Ok(out)
     }
 
-    /// Writes `rows` to a layer's keys (`half` 0) or values (1) from element `at` on.
+    /// Addresses of a layer's keys and of its values.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for a layer that is not there; [`Error::Internal`] beyond the cache.
-    pub(super) fn write_cache(
-        &self,
-        stream: &Stream,
-        layer: u32,
-        half: usize,
-        at: u64,
-        rows: &[u8],
-    ) -> Result<()> {
-        let halves = self.halves(layer)?;
-        let base = halves.get(half).copied().unwrap_or(halves[1]);
-        self.caches.upload(stream, base + at * self.plan.cache.kind.bytes(), rows)
+    /// [`Error::Usage`] for a layer that is not there.
+    pub(super) fn cache_addresses(&self, layer: u32) -> Result<[u64; 2]> {
+        Ok(self.halves(layer)?.map(|half| self.caches.address() + half))
     }
 }
 

@@ -70,7 +70,7 @@ fn queue(stream: &Stream, step: &BoundStep, first: bool) -> Result<()> {
     args.copy_from_slice(&step.args);
     // SAFETY: a `BoundStep` is made only where its arguments were compared with the entry's
     // parameter list, by number and width, and its addresses taken from memory that the maker
-    // owns and keeps until the stream is done (`BoundPlan`, `ceiling`).
+    // owns and keeps until the stream is done (`BoundPlan`, `ceiling`, `fill`).
     unsafe {
         launch(
             stream,

@@ -12,6 +12,7 @@ pub mod ceiling;
 pub mod driver;
 pub mod eager;
 pub mod engine;
+mod fill;
 pub mod graph;
 mod issue;
 pub mod kernels;

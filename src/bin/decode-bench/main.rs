@@ -23,6 +23,7 @@ mod lists;
 mod load;
 mod output;
 mod profile;
+mod passage;
 mod progress;
 mod run;
 mod sampling;
