@@ -66,6 +66,12 @@ enum Source {
         /// Start of each tensor, bytes from the start of the file.
         offsets: Vec<u64>,
     },
+    /// The whole file, in memory of our own.
+    Memory {
+        bytes: Vec<u8>,
+        /// Start of each tensor.
+        offsets: Vec<u64>,
+    },
     Synthetic(synthetic::Weights),
 }
 
@@ -125,7 +131,27 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let (file, stamp) = open_regular(path)?;
         refuse_split_name(path)?;
-        let header = gguf::read_header(path, &file, stamp.0, false)?;
+        let header = gguf::read_header(path, gguf::Bytes::File(&file), stamp.0, false)?;
+        Self::of_header(path, header, |offsets| Source::File { file, stamp, offsets })
+    }
+
+    /// A GGUF file that is in memory; `path` is what errors call it. Nothing that happens to a
+    /// file can change what is read from it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] and [`Error::Unsupported`] as [`open`](Self::open).
+    pub fn from_gguf(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let length = bytes.len() as u64;
+        let header = gguf::read_header(path, gguf::Bytes::Memory(&bytes), length, false)?;
+        Self::of_header(path, header, |offsets| Source::Memory { bytes, offsets })
+    }
+
+    /// Takes a header whose tensors are all of types that are served.
+    fn of_header(
+        path: &Path,
+        header: gguf::Header,
+        source: impl FnOnce(Vec<u64>) -> Source,
+    ) -> Result<Self> {
         if header.metadata.u64_key("split.count")?.is_some_and(|n| n > 1) {
             return Err(split(path, "split.count", "one part of a split model"));
         }
@@ -145,8 +171,7 @@ impl Checkpoint {
             tensors.push(TensorInfo { name: t.name, format, shape: t.shape, bytes, index });
             offsets.push(t.data_offset);
         }
-        let source = Source::File { file, stamp, offsets };
-        Ok(Self::assemble(path.to_owned(), header.metadata, tensors, source))
+        Ok(Self::assemble(path.to_owned(), header.metadata, tensors, source(offsets)))
     }
 
     /// Weights of a real model's shape, seeded random, made when they are read.
@@ -177,7 +202,7 @@ impl Checkpoint {
     /// only for a folder.
     pub fn inspect_only(path: &Path) -> Result<Inspection> {
         let (file, (file_bytes, _)) = open_regular(path)?;
-        let header = gguf::read_header(path, &file, file_bytes, true)?;
+        let header = gguf::read_header(path, gguf::Bytes::File(&file), file_bytes, true)?;
         let list = |t: gguf::RawTensor| ListedTensor {
             name: t.name,
             type_name: t.kind.map_or_else(|| format!("type {}", t.type_id), |k| k.name.to_owned()),
@@ -257,6 +282,12 @@ impl Checkpoint {
         match &self.source {
             Source::File { file, offsets, .. } => {
                 read_exact_at(&self.path, file, &info.name, offsets[info.index] + offset, out)
+            }
+            Source::Memory { bytes, offsets } => {
+                // Within the file: checked when its header was read.
+                let from = (offsets[info.index] + offset) as usize;
+                out.copy_from_slice(&bytes[from..from + out.len()]);
+                Ok(())
             }
             Source::Synthetic(weights) => {
                 weights.fill(info.index, offset, out);
