@@ -62,21 +62,21 @@ pub(super) struct Remembered {
     activations: HashMap<u64, Vec<u8>>,
 }
 
-/// Weights taken back to the file's bytes, by address.
+/// Weights taken back to the file's bytes, by what stands on the device.
 #[derive(Default)]
 pub(super) struct Unpacked {
     tiles: Tiles,
-    weights: HashMap<(u64, QuantFormat, u32, u32), (u64, Vec<u8>)>,
+    files: HashMap<(QuantFormat, usize, usize, RowOrder), HashMap<Vec<u8>, Vec<u8>>>,
 }
 
 impl Unpacked {
-    /// The allocation that starts at `base` has changed.
-    pub(super) fn forget(&mut self, base: u64) {
-        self.weights.retain(|_, (of, _)| *of != base);
-    }
-
-    pub(super) fn forget_all(&mut self) {
-        self.weights.clear();
+    fn file(&mut self, layout: &TileLayout, order: RowOrder, packed: &[u8]) -> Vec<u8> {
+        let kind = (layout.format, layout.rows, layout.columns, order);
+        let known = self.files.entry(kind).or_default();
+        if !known.contains_key(packed) {
+            known.insert(packed.to_vec(), self.tiles.unpack(layout, order, packed));
+        }
+        known[packed].clone()
     }
 }
 
@@ -361,23 +361,16 @@ impl<'a> Kernel<'a> {
         order: RowOrder,
     ) -> Result<Matrix, u32> {
         let layout = TileLayout { format, rows: rows as usize, columns: columns as usize };
-        let key = (address, format, rows, columns);
-        if !self.s.cache.weights.contains_key(&key) {
-            let base = self.s.base(address)?;
-            let packed = self.s.read(address, layout.bytes())?.to_vec();
-            let mut file = self.s.cache.tiles.unpack(&layout, order, &packed);
-            if self.s.plant == Some(Plant::SubBlockScale) && format == QuantFormat::Q8_0 {
-                // f16 scale and 32 quants a block: two neighbours change scales.
-                for pair in file.as_chunks_mut::<68>().0 {
-                    let [a, b, ..] = *pair;
-                    (pair[0], pair[1]) = (pair[34], pair[35]);
-                    (pair[34], pair[35]) = (a, b);
-                }
+        let packed = self.s.read(address, layout.bytes())?.to_vec();
+        let mut bytes = self.s.unpacked.file(&layout, order, &packed);
+        if self.s.plant == Some(Plant::SubBlockScale) && format == QuantFormat::Q8_0 {
+            // f16 scale and 32 quants a block: two neighbours change scales.
+            for pair in bytes.as_chunks_mut::<68>().0 {
+                let [a, b, ..] = *pair;
+                (pair[0], pair[1]) = (pair[34], pair[35]);
+                (pair[34], pair[35]) = (a, b);
             }
-            self.s.cache.weights.insert(key, (base, file));
         }
-        let (_, bytes) = &self.s.cache.weights[&key];
-        let bytes = bytes.clone();
         self.weights.push(HostWeight::Matrix { format, columns: columns as usize, bytes });
         let id = WeightId(self.weights.len() as u32 - 1);
         Ok(Matrix { id, format, rows, columns, order })

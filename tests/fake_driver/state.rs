@@ -118,7 +118,9 @@ pub(super) struct State {
     pub(super) graphs: HashMap<u64, Vec<(u64, Node)>>,
     pub(super) executables: HashMap<u64, Vec<Node>>,
     pub(super) contexts: usize,
-    pub(super) cache: kernels::Unpacked,
+    pub(super) unpacked: kernels::Unpacked,
+    /// Bytes of each parameter, by length of the PTX text and entry.
+    pub(super) signatures: HashMap<(usize, CString), Arc<[usize]>>,
     pub(super) plant: Option<Plant>,
     pub(super) memories: kernels::Remembered,
     pub(super) faults: Vec<Fault>,
@@ -159,7 +161,8 @@ impl State {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             contexts: 0,
-            cache: kernels::Unpacked::default(),
+            unpacked: kernels::Unpacked::default(),
+            signatures: HashMap::new(),
             plant: None,
             memories: kernels::Remembered::default(),
             faults: Vec::new(),
@@ -183,8 +186,8 @@ impl State {
         let old = std::mem::replace(self, Self::new());
         self.next = old.next;
         self.next_address = old.next_address;
-        self.cache = old.cache;
-        self.cache.forget_all();
+        self.unpacked = old.unpacked;
+        self.signatures = old.signatures;
         for memory in old.memory.into_values().filter(|m| m.pinned) {
             std::mem::forget(memory);
         }
@@ -205,6 +208,15 @@ impl State {
         if call.starts_with("cuGetError") {
             return Ok(());
         }
+        let result = self.scripted(call, index, nth);
+        if result.is_err() && call == "cuStreamEndCapture" {
+            // Whatever it says, the capture is over.
+            self.streams.values_mut().for_each(|s| s.capture = None);
+        }
+        result
+    }
+
+    fn scripted(&mut self, call: &'static str, index: usize, nth: usize) -> Result<(), u32> {
         if let Some(code) = self.lost {
             return Err(code);
         }
@@ -288,7 +300,6 @@ impl State {
     /// `bytes` bytes at `address`, to be written.
     pub(super) fn target(&mut self, address: u64, bytes: usize) -> Result<&mut [u8], u32> {
         let (base, range) = self.find(address, bytes)?;
-        self.cache.forget(base);
         let memory = self.memory.get_mut(&base).ok_or(code::ILLEGAL_ADDRESS)?;
         Ok(&mut memory.bytes_mut()[range])
     }

@@ -220,7 +220,6 @@ entries! {
     }
     fn cuMemFree_v2(address: DevicePtr) |s| {
         s.unsafe_in_capture()?;
-        s.cache.forget(address);
         let known = s.memory.get(&address).is_some_and(|m| !m.pinned);
         if !known {
             return Err(code::INVALID_VALUE);
@@ -365,8 +364,16 @@ entries! {
         // SAFETY: the call's contract: NUL-terminated text.
         let name = unsafe { CStr::from_ptr(name) }.to_owned();
         let text = s.modules.get(&id(module)).ok_or(code::INVALID_HANDLE)?;
-        let declared = entry_parameters(text, &name.to_string_lossy()).ok_or(code::NOT_FOUND)?;
-        let parameters = declared.iter().map(|p| p.bytes().unwrap_or(8)).collect();
+        let key = (text.len(), name.clone());
+        let parameters = match s.signatures.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let declared = entry_parameters(text, &name.to_string_lossy());
+                let declared = declared.ok_or(code::NOT_FOUND)?;
+                declared.iter().map(|p| p.bytes().unwrap_or(8)).collect()
+            }
+        };
+        s.signatures.insert(key, parameters.clone());
         let handle = s.handle();
         s.functions.insert(handle, Function { name, parameters });
         put!(function, raw(handle));
