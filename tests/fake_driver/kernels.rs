@@ -51,7 +51,7 @@ pub(crate) enum Plant {
     NonFiniteIgnored,
     /// The ring says that a step is the one before it.
     RingOneStepBehind,
-    /// A step at the capacity is computed.
+    /// The last kernel chooses a token at the capacity as well.
     CapacityIgnored,
 }
 
@@ -125,8 +125,14 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
     {
         return Ok(());
     }
-    let within = step.position < step.capacity || s.plant == Some(Plant::CapacityIgnored);
+    let (op, formats) = split(&name).ok_or(code::NOT_FOUND)?;
+    let chooses = matches!(op, "argmax" | "lm_head");
+    let within = step.position < step.capacity
+        || chooses && s.plant == Some(Plant::CapacityIgnored);
     let active = step.status == 0 && within && step.token < step.vocab;
+    if !active && !chooses {
+        return Ok(());
+    }
     let spec = CacheSpec { layers: 1, kv_heads: 1, head_dim: 2, capacity: 1, kind: KvType::F32 };
     let mut k = Kernel {
         s,
@@ -139,10 +145,6 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         cache: None,
     };
     // `down_q4_k` is op `down` with weights of format q4_k; `qkv_q4_k_q6_k` has two.
-    let (op, formats) = split(&name).ok_or(code::NOT_FOUND)?;
-    if !active && !matches!(op, "argmax" | "lm_head") {
-        return Ok(());
-    }
     let weights = formats.first().copied().unwrap_or(QuantFormat::F32);
     match op {
         "rms_norm" => {
