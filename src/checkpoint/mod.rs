@@ -281,7 +281,8 @@ impl Checkpoint {
         }
         match &self.source {
             Source::File { file, offsets, .. } => {
-                read_exact_at(&self.path, file, &info.name, offsets[info.index] + offset, out)
+                let at = format!("tensor {}", info.name);
+                read_exact_at(&self.path, file, &at, offsets[info.index] + offset, out)
             }
             Source::Memory { bytes, offsets } => {
                 // Within the file: checked when its header was read.
@@ -293,6 +294,16 @@ impl Checkpoint {
                 weights.fill(info.index, offset, out);
                 Ok(())
             }
+        }
+    }
+
+    /// Bytes `[offset, offset + bytes)` of a tensor's data will be read soon: a file's pages are asked
+    /// for meanwhile. Changes nothing but the time.
+    pub fn will_read(&self, info: &TensorInfo, offset: u64, bytes: u64) {
+        if let Source::File { file, offsets, .. } = &self.source
+            && let Some(start) = offsets.get(info.index)
+        {
+            map::will_read(file, start.saturating_add(offset), bytes);
         }
     }
 
@@ -426,7 +437,7 @@ fn split_name(name: &str) -> Option<(&str, u32, u32)> {
 fn read_exact_at(
     path: &Path,
     file: &File,
-    tensor: &str,
+    at: &str,
     mut offset: u64,
     mut out: &mut [u8],
 ) -> Result<()> {
@@ -434,7 +445,6 @@ fn read_exact_at(
         match file.read_at(out, offset) {
             Ok(0) => {
                 let why = "the file became shorter after it was opened; fetch it again";
-                let at = format!("tensor {tensor}");
                 return Err(Error::invalid(path, at, Some(offset), Defect::Truncated, why));
             }
             Ok(n) => {
@@ -443,7 +453,7 @@ fn read_exact_at(
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
-                let action = format!("read {} bytes at {offset} of tensor {tensor}", out.len());
+                let action = format!("read {} bytes at {offset} of {at}", out.len());
                 return Err(Error::io(path, action, e));
             }
         }

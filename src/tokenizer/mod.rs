@@ -12,6 +12,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Defect, Error, Result};
 
 mod byte_level;
@@ -128,6 +129,22 @@ impl Tokenizer {
             add_bos: source.add_bos.unwrap_or(add_bos),
             chat_template,
         })
+    }
+
+    /// The tokenizer of `checkpoint`, from its keys; `None` where the file names none.
+    ///
+    /// # Errors
+    /// As [`VocabSource::read`] and [`new`](Self::new), with the place of the key's value.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        let Some(source) = VocabSource::read(checkpoint)? else { return Ok(None) };
+        let placed = |error| match error {
+            Error::InvalidModel { path, at, offset: None, defect, why } => {
+                let offset = checkpoint.metadata().entry(&at).and_then(|e| e.offset);
+                Error::InvalidModel { path, at, offset, defect, why }
+            }
+            other => other,
+        };
+        Self::new(source, checkpoint.path()).map(Some).map_err(placed)
     }
 
     /// Ids of `text`. With `add_special`, the BOS token comes first if the model was trained so.

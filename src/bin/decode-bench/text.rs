@@ -2,17 +2,16 @@
 
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
-use decode_graph::tokenizer::{Tokenizer, VocabSource};
+use decode_graph::tokenizer::Tokenizer;
 
 /// The tokenizer of `checkpoint`.
 pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
-    let source = VocabSource::read(checkpoint)?.ok_or_else(|| Error::Unsupported {
+    Tokenizer::read(checkpoint)?.ok_or_else(|| Error::Unsupported {
         path: checkpoint.path().to_owned(),
         at: "tokenizer.ggml.model".to_owned(),
         what: "text for a model without a vocabulary".to_owned(),
         instead: "give token ids: --prompt-ids 1,2,3".to_owned(),
-    })?;
-    Tokenizer::new(source, checkpoint.path())
+    })
 }
 
 /// `prompt` as a user's turn in ChatML, for a model whose template is of that kind. The template

@@ -1,7 +1,7 @@
 //! A bounded, forward-only reader over a file's header: the one place that turns bytes of an
 //! untrusted file into numbers.
 
-use super::super::map;
+use super::super::read_exact_at;
 use crate::error::{Defect, Error, Result};
 use std::fmt::Arguments;
 use std::fs::File;
@@ -98,7 +98,9 @@ impl<'a> Cursor<'a> {
     fn fill(&mut self, from: u64, count: usize) -> Result<()> {
         match self.bytes {
             Bytes::File(file) => {
-                map::copy_range(self.path, file, from, count, &mut self.window)
+                let have = self.window.len();
+                self.window.resize(have + count, 0);
+                read_exact_at(self.path, file, "header", from, &mut self.window[have..])
             }
             Bytes::Memory(all) => {
                 let from = usize::try_from(from).unwrap_or(usize::MAX);
