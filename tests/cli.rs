@@ -260,6 +260,57 @@ fn ctrl_c_prints_what_was_measured() {
     assert_eq!(rows[0]["n_gen"], 2);
 }
 
+/// Sends SIGINT to a child.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    // A child that has ended already cannot be told.
+    let _ = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_at_any_moment_leaves_a_whole_report_or_none() {
+    for delay in [0, 2, 5, 10, 15, 20, 30, 50, 100, 200] {
+        let child = command("--synthetic tiny --backend cpu --no-warmup -r 1 -n 3,3,3,400 -o json")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        interrupt(&child);
+        let output = child.wait_with_output().unwrap();
+        // Before the program has begun, the system's own answer to the signal ends it.
+        assert!(matches!(output.status.code(), Some(0 | 130) | None), "{delay}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let whole = text.is_empty() || serde_json::from_str::<Value>(&text).is_ok();
+        assert!(whole, "after {delay} ms: {text}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_while_a_file_is_written_leaves_no_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("model.gguf");
+    let entries = || std::fs::read_dir(folder.path()).unwrap().count();
+    let mut child = command(&format!("synth smollm2-135m:f16 -o {}", target.display()))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while entries() == 0 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(entries() > 0 && !target.exists(), "it grows under another name");
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(entries(), 0, "something is left");
+}
+
 #[test]
 fn generation_is_the_same_from_a_file_and_from_memory() {
     let (_folder, tiny) = tiny_file("q8_0");

@@ -17,7 +17,7 @@ mod write;
 
 pub use metadata::{Array, Entry, Metadata, StringArray, Value};
 pub use synthetic::SyntheticSpec;
-pub use write::write_gguf;
+pub use write::{write_gguf, write_gguf_while};
 
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
