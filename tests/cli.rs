@@ -237,6 +237,15 @@ fn a_reader_that_goes_away_is_no_error() {
     assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_is_an_error_of_its_own() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&format!("{QUICK} -o json")).stdout(full).output().unwrap();
+    assert_eq!(code(&output), 74, "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("error: <stdout>: cannot write"), "{}", stderr(&output));
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_prints_what_was_measured() {

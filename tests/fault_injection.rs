@@ -15,9 +15,7 @@ use decode_graph::cuda::{CudaEngine, CudaOptions};
 use decode_graph::error::{Error, Result};
 use decode_graph::ops::KvType;
 use decode_graph::quant::QuantFormat;
-use decode_graph::session::{
-    BackendChoice, DebugLevel, DecodeSession, Mode, SessionOptions,
-};
+use decode_graph::session::{BackendChoice, DebugLevel, DecodeSession, Mode, SessionOptions};
 use fake_driver::{Fake, Fault, Live};
 use small_model::SmallModel;
 use std::collections::BTreeMap;
@@ -106,7 +104,15 @@ fn reads_into_an_enum(call: &str) -> bool {
 }
 
 /// Checks what is promised of a session in which `call` returned `code`.
-fn judge(fake: &Fake, row: &str, fault: Fault, call: &str, code: u32, outcome: Result<Seen>, expected: &Seen) {
+fn judge(
+    fake: &Fake,
+    row: &str,
+    fault: Fault,
+    call: &str,
+    code: u32,
+    outcome: Result<Seen>,
+    expected: &Seen,
+) {
     let fatal = classify(code) == Class::Fatal;
     match outcome {
         Ok(seen) => {
@@ -254,7 +260,8 @@ fn every_single_call_may_fail_and_is_named() {
 
 #[test]
 fn every_entry_point_may_return_every_code() {
-    const RECOVERABLE: [u32; 14] = [2, 34, 100, 101, 201, 209, 218, 221, 222, 302, 400, 500, 801, 807];
+    const RECOVERABLE: [u32; 14] =
+        [2, 34, 100, 101, 201, 209, 218, 221, 222, 302, 400, 500, 801, 807];
     const CAPTURE: [u32; 9] = [900, 901, 902, 903, 904, 905, 906, 907, 908];
     const FATAL: [u32; 14] =
         [46, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 810, 999, 12_345];
@@ -302,7 +309,10 @@ fn a_fault_of_a_running_kernel_is_told_at_its_token_and_ends_every_later_call_at
                     ControlFlow::Continue(())
                 })
                 .unwrap_err();
-            assert!(matches!(error, Error::Driver { code: c, fatal: true, .. } if c == code), "{error}");
+            assert!(
+                matches!(error, Error::Driver { code: c, fatal: true, .. } if c == code),
+                "{error}"
+            );
             assert!(tokens <= 2, "{tokens} tokens after a fault in the third");
             let start = Instant::now();
             let later = session.feed(1).unwrap_err().to_string();

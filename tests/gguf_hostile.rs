@@ -5,7 +5,7 @@
 mod counting_allocator;
 mod gguf_file;
 
-use counting_allocator::bounded;
+use counting_allocator::{bounded, measured};
 use decode_graph::checkpoint::{Checkpoint, TensorInfo, write_gguf};
 use decode_graph::error::{Defect, Error};
 use gguf_file::{Gguf, defect, minimal, open, scratch, text};
@@ -340,9 +340,8 @@ fn a_file_cut_after_it_was_opened_is_truncated_not_a_signal() {
 /// A map would end the process here: a page that is gone is a signal (SIGBUS), not an error.
 #[test]
 fn a_file_that_is_cut_and_rewritten_while_it_is_opened_never_kills_the_process() {
-    let keys = (0..500).fold(Gguf::default(), |g, i| {
-        g.key(format!("k{i}").as_bytes(), 8, &text(&[b'x'; 2000]))
-    });
+    let keys = (0..500)
+        .fold(Gguf::default(), |g, i| g.key(format!("k{i}").as_bytes(), 8, &text(&[b'x'; 2000])));
     let whole = keys.tensor("t", &[1 << 16], 0, &vec![1; 1 << 18]).bytes();
     let file = scratch("model.gguf", &whole);
     let done = AtomicBool::new(false);
@@ -385,4 +384,27 @@ fn a_file_that_is_rewritten_in_place_is_told_after_it_was_read() {
     writer.set_modified(later).unwrap();
     let error = c.verify_unchanged().unwrap_err();
     assert!(error.to_string().contains("rewritten"), "{error}");
+}
+
+#[test]
+fn a_header_beyond_its_cap_is_refused_before_it_is_kept() {
+    // 17 strings of 16 MiB of zeros, which a sparse file has without holding them.
+    let (string, name) = (16u64 << 20, scratch("model.gguf", b""));
+    let file = std::fs::OpenOptions::new().write(true).open(&name.path).unwrap();
+    let mut start = Gguf::default();
+    start.key_count = Some(17);
+    let mut at = start.header().len() as u64;
+    file.write_all_at(&start.header(), 0).unwrap();
+    for i in 0..17u8 {
+        let key = [&text(&[b'a' + i])[..], &8u32.to_le_bytes(), &string.to_le_bytes()].concat();
+        file.write_all_at(&key, at).unwrap();
+        at += key.len() as u64 + string;
+    }
+    file.set_len(at).unwrap();
+    let (outcome, peak, _) = measured(|| Checkpoint::open(&name.path));
+    let Err(Error::InvalidModel { defect: Defect::BadCount, why, .. }) = outcome else {
+        panic!("accepted, or another error")
+    };
+    assert!(why.contains("header is longer than 268435456 bytes"), "{why}");
+    assert!(peak <= at + (64 << 20), "{peak} bytes for {at}");
 }

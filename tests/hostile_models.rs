@@ -92,7 +92,12 @@ fn keys_that_describe_no_model_are_refused_by_key_and_place() {
         ("M12 odd", "rope.dimension_count", U32(7), Is::Bad(BadValue, "dimension_count")),
         ("M12 zero", "rope.dimension_count", U32(0), Is::Bad(BadValue, "dimension_count")),
         ("M13 zero", "attention.layer_norm_rms_epsilon", F32(0.0), Is::Bad(BadValue, "epsilon")),
-        ("M13 NaN", "attention.layer_norm_rms_epsilon", F32(f32::NAN), Is::Bad(BadValue, "epsilon")),
+        (
+            "M13 NaN",
+            "attention.layer_norm_rms_epsilon",
+            F32(f32::NAN),
+            Is::Bad(BadValue, "epsilon"),
+        ),
         ("M13 neg", "attention.layer_norm_rms_epsilon", F32(-1.0), Is::Bad(BadValue, "epsilon")),
         ("M14 zero", "rope.freq_base", F32(0.0), Is::Bad(BadValue, "freq_base")),
         ("M14 NaN", "rope.freq_base", F32(f32::NAN), Is::Bad(BadValue, "freq_base")),
@@ -253,9 +258,12 @@ impl Vocabulary {
 
     fn bytes(&self) -> Vec<u8> {
         let joined: Vec<u8> = self.tokens.iter().flat_map(|t| text(t)).collect();
-        let mut g = Gguf::default()
-            .key(b"tokenizer.ggml.model", 8, &text(self.model))
-            .array(b"tokenizer.ggml.tokens", 8, self.tokens.len() as u64, &joined);
+        let mut g = Gguf::default().key(b"tokenizer.ggml.model", 8, &text(self.model)).array(
+            b"tokenizer.ggml.tokens",
+            8,
+            self.tokens.len() as u64,
+            &joined,
+        );
         for (key, kind, value) in &self.keys {
             g = g.key(format!("tokenizer.ggml.{key}").as_bytes(), *kind, value);
         }
@@ -333,9 +341,8 @@ fn a_million_equal_merges_and_a_template_beyond_the_cap_end_in_time() {
     let (made, _, took) = measured(|| tokenizer(&bytes).map(drop));
     made.unwrap();
     assert!(took < Duration::from_secs(3), "V17: {took:?}");
-    let template = |size| {
-        Gguf::default().key(b"tokenizer.chat_template", 8, &text(&vec![b'{'; size])).bytes()
-    };
+    let template =
+        |size| Gguf::default().key(b"tokenizer.chat_template", 8, &text(&vec![b'{'; size])).bytes();
     assert!(Checkpoint::from_gguf("t.gguf".as_ref(), template(2 << 20)).is_ok());
     let huge = Checkpoint::from_gguf("t.gguf".as_ref(), template(17 << 20));
     judge("V21", huge.map(drop), &Is::Bad(Defect::BadString, "chat_template"));

@@ -17,10 +17,10 @@ mod value;
 
 use super::metadata::{Metadata, Value};
 use crate::error::{Defect, Error, Result};
+pub(super) use cursor::Bytes;
 use cursor::Cursor;
 use std::collections::HashSet;
 use std::path::Path;
-pub(super) use cursor::Bytes;
 pub(crate) use types::GgmlType;
 
 /// Most tensors, and most keys.

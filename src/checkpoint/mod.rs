@@ -7,6 +7,12 @@
 //!                                     └── write_gguf ──▶ a file that other engines load
 //! ```
 //!
+//! A file may be cut, rewritten or removed by others at any time: every byte is copied by a positioned
+//! read, checked against the extent that the header was found to have, and no page of a map is ever
+//! looked at. So the outcome is an error or bytes of our own, never a signal. Whether all of them are of
+//! one version of the file, [`Checkpoint::verify_unchanged`] tells after the last read, as far as
+//! length and time of change tell it.
+//!
 //! Nothing here knows what a model does with its weights: the meaning of keys is `arch`'s.
 
 mod gguf;

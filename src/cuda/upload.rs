@@ -274,7 +274,12 @@ pub fn upload<T: Target>(
         let mut done = 0;
         let mut packed = Ok(());
         for (n, window) in windows.iter().enumerate() {
-            windows.iter().skip(n + 1).take(1).flat_map(|w| w.iter()).for_each(|p| p.announce(checkpoint));
+            windows
+                .iter()
+                .skip(n + 1)
+                .take(1)
+                .flat_map(|w| w.iter())
+                .for_each(|p| p.announce(checkpoint));
             // Without a buffer the copier has failed: its error is told below.
             let Ok(mut buffer) = emptied.recv() else { break };
             packed = pack(checkpoint, window, buffer.as_mut());

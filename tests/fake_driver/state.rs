@@ -243,7 +243,8 @@ impl State {
     }
 
     pub(super) fn live(&self) -> Live {
-        let sum = |pinned| self.memory.values().filter(move |m| m.pinned == pinned).map(|m| m.bytes);
+        let sum =
+            |pinned| self.memory.values().filter(move |m| m.pinned == pinned).map(|m| m.bytes);
         Live {
             device_bytes: sum(false).sum(),
             host_bytes: sum(true).sum(),

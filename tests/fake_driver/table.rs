@@ -488,4 +488,3 @@ fn pinned(s: &mut State, host: *mut c_void) -> Result<u64, u32> {
     let found = found.find_map(|(at, m)| (m.host().cast() == host).then_some(*at));
     found.ok_or(code::INVALID_VALUE)
 }
-

@@ -28,7 +28,12 @@ impl Tiles {
     }
 
     /// The file's bytes, `[rows, row_bytes]`, of a packed matrix.
-    pub(super) fn unpack(&mut self, layout: &TileLayout, order: RowOrder, packed: &[u8]) -> Vec<u8> {
+    pub(super) fn unpack(
+        &mut self,
+        layout: &TileLayout,
+        order: RowOrder,
+        packed: &[u8],
+    ) -> Vec<u8> {
         let sources = self.sources(layout.format, layout.columns);
         let row_bytes = layout.format.row_bytes(layout.columns).expect("whole blocks");
         let mut file = vec![0u8; layout.rows * row_bytes];

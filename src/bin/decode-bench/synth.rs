@@ -1,10 +1,10 @@
 //! `synth`: synthetic weights as a file, for other engines to load.
 
-use crate::{Outcome, interrupt};
 use crate::args::SynthArgs;
 use crate::environment::Environment;
 use crate::output::note;
 use crate::progress::Progress;
+use crate::{Outcome, interrupt};
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec, write_gguf_while};
 use decode_graph::error::Result;
 use std::ops::ControlFlow;
