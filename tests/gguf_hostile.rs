@@ -121,6 +121,7 @@ fn broken_values_are_refused_by_class() {
     expect("K17", &array(9, 1, &deep), Defect::BadArray);
     expect("K18", &array(8, 1 << 30, &[0; 64]), Defect::BadArray);
     expect("K18 under the cap", &array(8, 1 << 20, &[0; 64]), Defect::Truncated);
+    expect("K18 at the cap", &array(10, 16 << 20, &[0; 64]), Defect::Truncated);
     let c = open(&array(0, 300_000, &vec![7; 300_000])).unwrap();
     assert_eq!(c.u64_array_key("k").unwrap().unwrap().len(), 300_000, "K19");
 }

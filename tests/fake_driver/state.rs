@@ -132,6 +132,8 @@ pub(super) struct State {
     pub(super) lost: Option<u32>,
     pub(super) hung: bool,
     pub(super) endless_waits: u32,
+    /// Whether a stream was destroyed while it captured.
+    pub(super) abandoned: bool,
     pub(super) clock: u64,
     pub(super) memory_bytes: usize,
     pub(super) compute: (i32, i32),
@@ -173,6 +175,7 @@ impl State {
             lost: None,
             hung: false,
             endless_waits: 0,
+            abandoned: false,
             clock: 0,
             memory_bytes: 1 << 30,
             compute: (9, 0),
@@ -322,7 +325,7 @@ impl State {
     // --- Capture -----------------------------------------------------------------------------
 
     pub(super) fn is_capturing(&self) -> bool {
-        self.streams.values().any(|s| s.capture.is_some())
+        self.abandoned || self.streams.values().any(|s| s.capture.is_some())
     }
 
     /// Spoils every capture of this thread.

@@ -281,7 +281,9 @@ entries! {
         Ok(())
     }
     fn cuStreamDestroy_v2(stream: Raw) |s| {
-        s.streams.remove(&id(stream)).map(drop).ok_or(code::INVALID_HANDLE)
+        let stream = s.streams.remove(&id(stream)).ok_or(code::INVALID_HANDLE)?;
+        s.abandoned |= stream.capture.is_some();
+        Ok(())
     }
     fn cuStreamSynchronize(stream: Raw) |s| {
         s.settled(id(stream))?;
