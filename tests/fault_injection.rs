@@ -435,6 +435,31 @@ fn the_fake_keeps_the_rules_of_capture() {
 }
 
 #[test]
+fn the_captured_graph_is_the_plan_and_the_read_ceiling_gives_everything_back() {
+    let fake = Fake::new();
+    let checkpoint = small();
+    let plan = record(&checkpoint, PlanOptions { capacity: 24, kv: KvType::F32 }).unwrap();
+    let engine =
+        CudaEngine::new(&checkpoint, &plan, CudaOptions::default(), &mut |_, _| {}).unwrap();
+    let census = engine.census().unwrap();
+    let steps = plan.steps.len();
+    assert_eq!((census.nodes, census.named, census.edges), (steps, steps, steps - 1));
+    assert!(census.programmatic.is_some_and(|n| n > steps / 2), "{census:?}");
+    let dot = tempfile::tempdir().unwrap();
+    engine.graph().unwrap().write_dot(&dot.path().join("graph.dot")).unwrap();
+    drop(engine);
+    fake.set_memory(300 << 20);
+    let kernels = decode_graph::cuda::kernels::ptx;
+    let ceiling = decode_graph::cuda::ceiling::measure(Device::get(0).unwrap(), &kernels).unwrap();
+    assert!(ceiling.bytes_per_second > 0.0 && ceiling.buffer_bytes == 75 << 20, "{ceiling:?}");
+    fake.inject(Fault::Later { nth: fake.launches() + 3, code: 700 });
+    let error = decode_graph::cuda::ceiling::measure(Device::get(0).unwrap(), &kernels);
+    assert_eq!(error.unwrap_err().exit_code(), 7);
+    fake.restart();
+    assert_eq!(fake.live(), Live::default());
+}
+
+#[test]
 fn two_hundred_sessions_leave_nothing_behind() {
     let fake = Fake::new();
     let checkpoint = small();

@@ -83,7 +83,7 @@ fn mutate(random: &mut Random, seeds: &[(PathBuf, Vec<u8>)], input: &mut Vec<u8>
             1 | 2 if !input.is_empty() => input[at] ^= 1 << random.below(8),
             3 if !input.is_empty() => input[at] = random.next() as u8,
             // A whole field, at any place: most fields are not aligned.
-            4 | 5 | 6 => {
+            4..=6 => {
                 let value = EDGES[random.below(EDGES.len())].wrapping_add(random.next() % 3);
                 let width = [4, 8][random.below(2)];
                 let end = (at + width).min(input.len());
@@ -164,6 +164,15 @@ fn twenty_million_executions_of_the_gguf_target() {
     let tally = campaign("gguf", targets::gguf, 0xD1CE, 20_000_000, time);
     println!("gguf, the end: {tally:?}, 0 crashes");
     assert!(tally.slowest < Duration::from_secs(5), "{tally:?}");
+}
+
+#[test]
+#[ignore = "10 minutes: the other targets"]
+fn ten_minutes_of_the_other_targets() {
+    for (name, target) in &TARGETS[1..] {
+        let tally = campaign(name, *target, 0xD1CE, u64::MAX, Duration::from_secs(5 * 60));
+        println!("{name}, the end: {tally:?}, 0 crashes");
+    }
 }
 
 /// Writes the seeds that are files of a model; the others are text, written by hand.

@@ -166,11 +166,15 @@ fn every_truncation_is_an_error_that_says_truncated() {
     }
 }
 
+/// Name, shape and bytes of a tensor.
+type Content = (String, Vec<u64>, Vec<u8>);
+
 /// All keys, and all tensors with their bytes.
-fn content(c: &Checkpoint) -> (String, Vec<(String, Vec<u64>, Vec<u8>)>) {
+fn content(c: &Checkpoint) -> (String, Vec<Content>) {
     // As text: a NaN is not equal to itself.
     let keys = c.metadata().entries().map(|e| format!("{}={:?};", e.key, e.value)).collect();
-    let tensor = |t: &TensorInfo| (t.name.clone(), t.shape.clone(), c.read_all(t).unwrap());
+    let tensor =
+        |t: &TensorInfo| -> Content { (t.name.clone(), t.shape.clone(), c.read_all(t).unwrap()) };
     (keys, c.tensors().iter().map(tensor).collect())
 }
 

@@ -23,7 +23,7 @@ fn refused(error: &Error) -> bool {
 }
 
 /// A model file: opened, every tensor read, its tokenizer built, its plan recorded.
-pub fn gguf(data: &[u8]) -> bool {
+pub(crate) fn gguf(data: &[u8]) -> bool {
     let checkpoint = match Checkpoint::from_gguf(Path::new("fuzz.input"), data.to_vec()) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return refused(&error),
@@ -54,7 +54,7 @@ pub fn gguf(data: &[u8]) -> bool {
 
 /// Tokenizer metadata and a text. The first line holds choices, then come tokens up to an empty
 /// line, merges up to another, and the text.
-pub fn tokenizer(data: &[u8]) -> bool {
+pub(crate) fn tokenizer(data: &[u8]) -> bool {
     let mut lines = data.split(|b| *b == b'\n');
     let choices = lines.next().unwrap_or_default();
     let choice = |i: usize| choices.get(i).copied().unwrap_or(0);
@@ -105,7 +105,7 @@ pub fn tokenizer(data: &[u8]) -> bool {
 }
 
 /// A result file, each row judged against the first.
-pub fn result_json(data: &[u8]) -> bool {
+pub(crate) fn result_json(data: &[u8]) -> bool {
     match compare::rows(Path::new("fuzz.input"), &String::from_utf8_lossy(data)) {
         Err(error) => refused(&error),
         Ok(rows) => {

@@ -6,6 +6,7 @@
 //! | `state` | memory, streams, captures, graphs, faults: what a driver knows |
 //! | `table` | the entry points, each a few lines over the state |
 //! | `kernels` | **one arm of `run` a kernel**: a new kernel gets its arm there |
+//! | `plants` | known failures, built in on demand |
 //! | `tiles` | the device layout of weights taken back to the file's bytes |
 //!
 //! What is not as on a device: a launch has run when the call returns, so nothing is found that
@@ -17,11 +18,12 @@
 #![allow(unsafe_code, reason = "the driver's C interface")]
 
 mod kernels;
+mod plants;
 mod state;
 mod table;
 mod tiles;
 
-pub(crate) use kernels::Plant;
+pub(crate) use plants::Plant;
 pub(crate) use state::{Fault, Live};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -82,6 +84,11 @@ impl Fake {
     /// Whether a stream is capturing, or in a capture that was invalidated.
     pub(crate) fn is_capturing(&self) -> bool {
         STATE.lock().is_capturing()
+    }
+
+    /// Kernels and graphs launched outside a capture so far.
+    pub(crate) fn launches(&self) -> usize {
+        STATE.lock().launches
     }
 
     /// Calls that a real driver would not have come back from.

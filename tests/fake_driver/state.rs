@@ -1,6 +1,7 @@
 //! What the driver knows: memory, streams, captures, graphs, and the script of faults.
 
-use super::kernels::{self, Plant};
+use super::kernels;
+use super::plants::{self, Plant};
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -122,7 +123,7 @@ pub(super) struct State {
     /// Bytes of each parameter, by length of the PTX text and entry.
     pub(super) signatures: HashMap<(usize, CString), Arc<[usize]>>,
     pub(super) plant: Option<Plant>,
-    pub(super) memories: kernels::Remembered,
+    pub(super) memories: plants::Remembered,
     pub(super) faults: Vec<Fault>,
     pub(super) log: Vec<&'static str>,
     calls: usize,
@@ -166,7 +167,7 @@ impl State {
             unpacked: kernels::Unpacked::default(),
             signatures: HashMap::new(),
             plant: None,
-            memories: kernels::Remembered::default(),
+            memories: plants::Remembered::default(),
             faults: Vec::new(),
             log: Vec::new(),
             calls: 0,
@@ -379,7 +380,7 @@ impl State {
             return Err(code::CAPTURE_INVALIDATED);
         }
         let mut nodes = capture.nodes;
-        kernels::plant_in_capture(self.plant, &mut nodes);
+        plants::plant_in_capture(self.plant, &mut nodes);
         let nodes = nodes.into_iter().map(|n| (self.handle(), n)).collect();
         let graph = self.handle();
         self.graphs.insert(graph, nodes);

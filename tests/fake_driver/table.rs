@@ -122,16 +122,14 @@ fn node(s: &State, node: Raw) -> Result<&Node, u32> {
 }
 
 /// From, to, programmatic of every edge: one chain.
-fn edges(s: &State, graph: Raw) -> Result<(Vec<Raw>, Vec<Raw>, Vec<EdgeData>), u32> {
+fn edges(s: &State, graph: Raw) -> Result<Vec<(Raw, Raw, EdgeData)>, u32> {
     let nodes = s.graphs.get(&id(graph)).ok_or(code::INVALID_HANDLE)?;
-    let (mut from, mut to, mut data) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in nodes.windows(2) {
-        from.push(raw(pair[0].0));
-        to.push(raw(pair[1].0));
+    let edge = |pair: &[(u64, Node)]| {
         let kind = u8::from(pair[1].1.programmatic);
-        data.push(EdgeData { from_port: kind, kind, ..EdgeData::default() });
-    }
-    Ok((from, to, data))
+        let data = EdgeData { from_port: kind, kind, ..EdgeData::default() };
+        (raw(pair[0].0), raw(pair[1].0), data)
+    };
+    Ok(nodes.windows(2).map(edge).collect())
 }
 
 const SHARED_OPTIN: c_int = 232_448;
@@ -441,14 +439,14 @@ entries! {
     }
     fn cuGraphGetEdges_v2(graph: Raw, from: *mut Raw, to: *mut Raw, data: *mut EdgeData,
         count: *mut usize) |s| {
-        let (froms, tos, datas) = edges(s, graph)?;
+        let edges = edges(s, graph)?;
         let mut room = if from.is_null() { 0 } else {
             // SAFETY: the call's contract: `count` holds the room of the lists.
             unsafe { count.read() }
         };
-        put_list(to, &raw mut room, &tos)?;
-        put_list(data, &raw mut room, &datas)?;
-        put_list(from, count, &froms)
+        put_list(to, &raw mut room, &edges.iter().map(|e| e.1).collect::<Vec<_>>())?;
+        put_list(data, &raw mut room, &edges.iter().map(|e| e.2).collect::<Vec<_>>())?;
+        put_list(from, count, &edges.iter().map(|e| e.0).collect::<Vec<_>>())
     }
     fn cuGraphDebugDotPrint(_graph: Raw, path: *const c_char, _flags: c_uint) |_s| {
         // SAFETY: the call's contract: NUL-terminated text.
