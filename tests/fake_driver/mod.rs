@@ -6,6 +6,7 @@
 //! | `state` | memory, streams, captures, graphs, faults: what a driver knows |
 //! | `table` | the entry points, each a few lines over the state |
 //! | `kernels` | **one arm of `run` a kernel**: a new kernel gets its arm there |
+//! | `compute`, `step` | parameters as operands of an op, its reference run on them; the end of a step |
 //! | `plants` | known failures, built in on demand |
 //! | `tiles` | the device layout of weights taken back to the file's bytes |
 //!
@@ -17,9 +18,11 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unsafe_code, reason = "the driver's C interface")]
 
+mod compute;
 mod kernels;
 mod plants;
 mod state;
+mod step;
 mod table;
 mod tiles;
 

@@ -1,5 +1,6 @@
 //! What the driver knows: memory, streams, captures, graphs, and the script of faults.
 
+use super::compute;
 use super::kernels;
 use super::plants::{self, Plant};
 use parking_lot::Mutex;
@@ -119,7 +120,7 @@ pub(super) struct State {
     pub(super) graphs: HashMap<u64, Vec<(u64, Node)>>,
     pub(super) executables: HashMap<u64, Vec<Node>>,
     pub(super) contexts: usize,
-    pub(super) unpacked: kernels::Unpacked,
+    pub(super) unpacked: compute::Unpacked,
     /// Bytes of each parameter, by length of the PTX text and entry.
     pub(super) signatures: HashMap<(usize, CString), Arc<[usize]>>,
     pub(super) plant: Option<Plant>,
@@ -164,7 +165,7 @@ impl State {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             contexts: 0,
-            unpacked: kernels::Unpacked::default(),
+            unpacked: compute::Unpacked::default(),
             signatures: HashMap::new(),
             plant: None,
             memories: plants::Remembered::default(),
