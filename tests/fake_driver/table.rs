@@ -348,7 +348,8 @@ entries! {
         _options: *mut c_uint, _values: *mut *mut c_void) |s| {
         s.unsafe_in_capture()?;
         // SAFETY: the call's contract for PTX: NUL-terminated text.
-        let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy().into_owned();
+        let text = unsafe { CStr::from_ptr(image.cast()) }.to_str();
+        let text = text.map_err(|_| code::INVALID_PTX)?.to_owned();
         if !text.contains(".version") {
             return Err(code::INVALID_PTX);
         }
