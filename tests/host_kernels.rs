@@ -55,7 +55,7 @@ fn compile(change: impl Fn(String) -> String) -> Library {
         .arg("-o")
         .arg(&library)
         .output()
-        .unwrap();
+        .expect("g++ compiles the kernels for the host: install it");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // SAFETY: made just now from the sources of this repository.
     unsafe { Library::new(&library) }.unwrap()

@@ -148,6 +148,7 @@ caught! {
     a_pointer_that_went_stale_after_the_capture_is_a_fault: StalePointer by By::Error("(700)");
     a_position_frozen_in_the_graph_is_caught: FrozenPosition by Replay, Reference;
     a_kernel_that_was_not_captured_is_caught: DroppedNode by By::Error("nodes for");
+    a_kernel_on_another_stream_is_caught: OtherStream by By::Error("nodes for");
     kernels_captured_in_the_wrong_order_are_caught: SwappedNodes by By::Error("captured graph");
     a_layer_left_out_of_a_replay_is_caught: LastLayerSkipped by Replay, Reference;
     a_cache_row_of_the_wrong_head_is_caught: KvOneHeadOff by Step("qkv"), Reference;

@@ -12,6 +12,8 @@ pub(crate) enum Plant {
     FrozenPosition,
     /// A kernel is not captured.
     DroppedNode,
+    /// A kernel goes to a stream that is not captured, and runs at once.
+    OtherStream,
     /// Two kernels are captured in the wrong order.
     SwappedNodes,
     /// A replay leaves out the last layer.
@@ -48,6 +50,7 @@ pub(crate) enum Plant {
 #[derive(Default)]
 pub(super) struct Remembered {
     pub(super) position: Option<u32>,
+    pub(super) strayed: bool,
     /// Input of a kernel at its last run, by address.
     pub(super) activations: HashMap<u64, Vec<u8>>,
 }

@@ -400,6 +400,11 @@ impl State {
             return self.run(&[node]);
         }
         let state = self.streams.get_mut(&stream).ok_or(code::INVALID_HANDLE)?;
+        let third = state.capture.as_ref().is_some_and(|c| c.nodes.len() == 3);
+        if third && self.plant == Some(Plant::OtherStream) && !self.memories.strayed {
+            self.memories.strayed = true;
+            return self.run(&[node]);
+        }
         match &mut state.capture {
             Some(capture) if capture.invalidated => Err(code::CAPTURE_INVALIDATED),
             Some(capture) => {
