@@ -2,8 +2,8 @@
 
 use super::gemv::{self, Geometry, launch_with, norm_args, optional, tiles};
 use super::{
-    Add, Arg, Argmax, Buf, Describe, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec, Pairing,
-    RmsNorm, Rope, SwiGlu, Traffic, WeightId,
+    Add, Arg, Argmax, Buf, Describe, Glu, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec,
+    Pairing, RmsNorm, Rope, Traffic, WeightId,
 };
 use crate::quant::QuantFormat;
 
@@ -192,8 +192,8 @@ pub struct GateUp {
     pub gate: MatVec,
     /// Up projection, of the gate's format and shape.
     pub up: MatVec,
-    /// Activation.
-    pub act: SwiGlu,
+    /// Activation, [`Silu`](super::Activation::Silu).
+    pub act: Glu,
 }
 
 impl GateUp {

@@ -5,7 +5,7 @@
 
 use super::{DecodePlan, Step, WeightSpec};
 use crate::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
-use crate::ops::{Buf, Op, Pairing};
+use crate::ops::{Activation, Buf, Op, Pairing};
 use crate::quant::RowOrder;
 
 /// A fused op and the number of steps that it replaces.
@@ -109,7 +109,7 @@ fn qkv(steps: &[Step]) -> Fused {
 /// `rms_norm, matvec gate, matvec up, swiglu` → [`GateUp`].
 fn gate_up(steps: &[Step]) -> Fused {
     let [s0, s1, s2, s3, ..] = steps else { return None };
-    let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::SwiGlu(act)) =
+    let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::Glu(act)) =
         (&s0.op, &s1.op, &s2.op, &s3.op)
     else {
         return None;
@@ -118,6 +118,7 @@ fn gate_up(steps: &[Step]) -> Fused {
         && up.x == norm.out
         && act.gate == gate.out
         && act.up == up.out
+        && act.activation == Activation::Silu
         && gate.weight.format == up.weight.format
         && gate.weight.rows == up.weight.rows;
     chained.then(|| {
