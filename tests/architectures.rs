@@ -2,54 +2,83 @@
 //! logits that `transformers` computed with them (`golden/make_architectures.py`).
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
+mod golden_models;
+
 use decode_graph::arch::{self, PlanOptions};
 use decode_graph::checkpoint::Checkpoint;
+use decode_graph::error::Error;
 use decode_graph::ops::KvType;
 use decode_graph::plan::DecodePlan;
 use decode_graph::plan::fuse::fuse;
 use decode_graph::reference;
 use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
-use decode_graph::verify::{self, Golden, GoldenBounds};
+use decode_graph::verify::{self, Golden, GoldenBounds, GoldenReport};
+use golden_models::{all, folder};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/architectures")
-}
-
-/// Every golden file with its name and its model.
-fn all() -> Vec<(String, Golden, Checkpoint)> {
-    let mut names: Vec<PathBuf> =
-        std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    names.sort();
-    let goldens = names.into_iter().filter(|path| path.extension().unwrap() == "json");
-    goldens
-        .map(|path| {
-            let golden = Golden::open(&path).unwrap();
-            let checkpoint = Checkpoint::open(&folder().join(&golden.model)).unwrap();
-            (path.file_stem().unwrap().to_string_lossy().into_owned(), golden, checkpoint)
-        })
-        .collect()
+/// What the CPU reference makes of `golden`, against the bounds that hold for every architecture.
+fn check(checkpoint: &Checkpoint, golden: &Golden) -> Result<GoldenReport, Error> {
+    let options = SessionOptions {
+        backend: BackendChoice::Cpu,
+        capacity: golden.capacity() as u32,
+        kv: Some(KvType::F32),
+        ..SessionOptions::default()
+    };
+    let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;
+    let report = verify::compare(&mut session, golden, &mut |_, _| {})?;
+    report.check(&GoldenBounds { max_abs_logit_error: 1e-3, ..GoldenBounds::EXACT })?;
+    Ok(report)
 }
 
 #[test]
 fn every_architecture_agrees_with_its_own_code_beyond_its_window_and_original_context() {
     for (name, golden, checkpoint) in all() {
-        let options = SessionOptions {
-            backend: BackendChoice::Cpu,
-            capacity: golden.capacity() as u32,
-            kv: Some(KvType::F32),
-            ..SessionOptions::default()
-        };
-        let mut session = DecodeSession::new(&checkpoint, &options, &mut |_, _| {}).unwrap();
-        let report = verify::compare(&mut session, &golden, &mut |_, _| {}).unwrap();
+        let report = check(&checkpoint, &golden).unwrap_or_else(|e| panic!("{name}: {e}"));
         let (error, first) = (report.max_abs_logit_error, report.top1_agreement);
         println!("{name}: {} positions, error {error:.1e}, first {first}", report.positions);
-        let bounds = GoldenBounds { max_abs_logit_error: 1e-3, ..GoldenBounds::EXACT };
-        report.check(&bounds).unwrap_or_else(|e| panic!("{name}: {e}"));
         // Every logit of every position was compared.
-        let vocab = session.plan().vocab as usize;
+        let key = format!("{}.vocab_size", checkpoint.architecture().unwrap());
+        let vocab = checkpoint.required_u64(&key).unwrap() as usize;
         assert!(golden.forced.top_ids.iter().all(|ids| ids.len() == vocab), "{name}");
+    }
+}
+
+/// The file with the number of `key`, 4 bytes, replaced.
+fn with_key(name: &str, key: &str, value: [u8; 4]) -> Vec<u8> {
+    let mut bytes = std::fs::read(folder().join(name)).unwrap();
+    let text = [(key.len() as u64).to_le_bytes().as_slice(), key.as_bytes()].concat();
+    let at = bytes.windows(text.len()).position(|w| w == text).unwrap() + text.len() + 4;
+    bytes[at..at + 4].copy_from_slice(&value);
+    bytes
+}
+
+#[test]
+fn the_goldens_see_a_small_change_of_every_key_that_is_special() {
+    let int = u32::to_le_bytes;
+    let float = f32::to_le_bytes;
+    let goldens = all();
+    let folder = tempfile::tempdir().unwrap();
+    for (golden, key, value) in [
+        ("gemma2", "gemma2.attn_logit_softcapping", float(3.1)),
+        ("gemma2", "gemma2.final_logit_softcapping", float(8.1)),
+        ("gemma2", "gemma2.attention.sliding_window", int(11)),
+        ("gemma3", "gemma3.attention.sliding_window", int(11)),
+        ("gemma3", "gemma3.rope.freq_base", float(9e5)),
+        ("gemma3", "gemma3.rope.scaling.factor", float(7.9)),
+        ("llama-yarn", "llama.rope.scaling.factor", float(3.9)),
+        ("llama-yarn", "llama.rope.scaling.original_context_length", int(20)),
+        ("mixtral", "llama.expert_used_count", int(1)),
+        ("phi3-long", "phi3.attention.sliding_window", int(13)),
+        ("phi3-long", "phi3.rope.scaling.attn_factor", float(1.1)),
+        ("phi3-long", "phi3.rope.scaling.original_context_length", int(48)),
+        ("phi3-short", "phi3.rope.scaling.original_context_length", int(23)),
+        ("qwen3moe", "qwen3moe.expert_used_count", int(4)),
+    ] {
+        let (_, golden, _) = goldens.iter().find(|(name, ..)| name == golden).unwrap();
+        let path = folder.path().join(&golden.model);
+        std::fs::write(&path, with_key(&golden.model, key, value)).unwrap();
+        let seen = check(&Checkpoint::open(&path).unwrap(), golden);
+        assert!(matches!(seen, Err(Error::Verification(_))), "{key}: {seen:?}");
     }
 }
 
