@@ -25,6 +25,21 @@ rms_norm(const StepState* step, const float* x, const float* gain, float* out, u
     }
 }
 
+// out[i] = out[i] + x[i] · scale · gain[i], scale as above; x, gain, out [dim]. One block.
+extern "C" __global__ void __launch_bounds__(1024)
+norm_add(const StepState* step, const float* x, const float* gain, float* out, uint32_t dim,
+         float eps) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    if (!active) return;
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) sum += x[i] * x[i];
+    sum = block_sum(sum);
+    const float scale = 1.0f / sqrtf(sum / static_cast<float>(dim) + eps);
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) out[i] += x[i] * scale * gain[i];
+}
+
 // out[i] = out[i] + x[i]; out, x [len].
 extern "C" __global__ void __launch_bounds__(256)
 add(const StepState* step, float* out, const float* x, uint32_t len) {
@@ -206,6 +221,67 @@ kv_append_f32(const StepState* step, const float* k, const float* v, float* keys
               uint32_t head_dim, uint32_t capacity) {
     kv_append(step, k, v, keys, values, head_dim, capacity);
 }
+
+// Heads h of q [heads, head_dim] to out[h], heads h of k [kv_heads, head_dim] to keys[h, position],
+// each normalised and rotated as by rms_norm and rope above; v to values as by kv_append. A block
+// is a head of q or of k and v, a thread an element; head_dim is at most 256.
+template <typename T>
+__device__ __forceinline__ void head_rope(const StepState* step, const float* q, const float* k,
+                                          const float* v, const float* q_gain, const float* k_gain,
+                                          float eps, const float* freqs, float* out, T* keys,
+                                          T* values, uint32_t heads, uint32_t head_dim,
+                                          uint32_t pairs, uint32_t halves, float magnitude,
+                                          uint32_t capacity) {
+    __shared__ float normed[256];
+    pdl_launch();
+    const uint4 head = load_step(step);
+    const uint32_t i = threadIdx.x;
+    const bool is_q = blockIdx.x < heads, rotates = i < 2 * pairs;
+    const uint32_t h = is_q ? blockIdx.x : blockIdx.x - heads;
+    const size_t at = static_cast<size_t>(h) * head_dim + i;
+    // Gain, position and frequencies are constant in this step: they do not wait.
+    const float gain = i < head_dim ? (is_q ? q_gain : k_gain)[i] : 0.0f;
+    float sin = 0.0f, cos = 1.0f;
+    if (rotates) {
+        const float freq = freqs[halves ? i % pairs : i / 2];
+        sincosf(__fmul_rn(static_cast<float>(head.y), freq), &sin, &cos);
+        sin *= magnitude;
+        cos *= magnitude;
+    }
+    pdl_wait();
+    if (!step_active(head) || head.y >= capacity) return;
+    const float x = i < head_dim ? (is_q ? q : k)[at] : 0.0f;
+    const float mean = block_sum(x * x) / static_cast<float>(head_dim);
+    const float own = x * (1.0f / sqrtf(mean + eps)) * gain;
+    if (i < head_dim) normed[i] = own;
+    __syncthreads();
+    if (i >= head_dim) return;
+    float y = own;
+    if (rotates) {
+        const bool second = halves ? i >= pairs : i % 2 != 0;
+        const float other = normed[halves ? (second ? i - pairs : i + pairs) : i ^ 1];
+        y = second ? other * sin + own * cos : own * cos - other * sin;
+    }
+    if (is_q) {
+        out[at] = y;
+    } else {
+        const size_t to = (static_cast<size_t>(h) * capacity + head.y) * head_dim + i;
+        store(keys + to, y);
+        store(values + to, v[at]);
+    }
+}
+
+#define HEAD_ROPE(NAME, T)                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                             \
+    NAME(const StepState* step, const float* q, const float* k, const float* v,                   \
+         const float* q_gain, const float* k_gain, float eps, const float* freqs, float* out,     \
+         T* keys, T* values, uint32_t heads, uint32_t head_dim, uint32_t pairs, uint32_t halves,  \
+         float magnitude, uint32_t capacity) {                                                    \
+        head_rope(step, q, k, v, q_gain, k_gain, eps, freqs, out, keys, values, heads, head_dim,  \
+                  pairs, halves, magnitude, capacity);                                            \
+    }
+HEAD_ROPE(head_rope_f16, Half)
+HEAD_ROPE(head_rope_f32, float)
 
 // best = argmax_i logits[i] (the lowest i of equals), then token and position advance;
 // logits [vocab], candidates [gridDim.x, 2].

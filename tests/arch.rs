@@ -9,6 +9,7 @@ use decode_graph::ops::{KvType, Pairing};
 use decode_graph::plan::WeightSpec;
 use decode_graph::quant::QuantFormat;
 use small_model::{Key, SmallModel};
+use std::slice::from_ref;
 
 const OPTIONS: PlanOptions = PlanOptions { capacity: 32, kv: KvType::F32 };
 
@@ -141,9 +142,9 @@ fn experts_are_read_where_the_architecture_has_them_and_refused_by_key_elsewhere
     assert_eq!((read.count, read.used, read.ffn), (8, 2, 48));
     assert_eq!(config("llama", &[("expert_count", Key::U32(0))]).unwrap().experts, None);
 
-    assert!(text("qwen2", &[eight.clone()]).contains("qwen2.expert_count: mixture of experts"));
+    assert!(text("qwen2", from_ref(&eight)).contains("qwen2.expert_count: mixture of experts"));
     assert!(text("qwen3moe", &[]).contains("qwen3moe.expert_count"));
-    assert!(text("llama", &[eight.clone()]).contains("llama.expert_used_count"));
+    assert!(text("llama", from_ref(&eight)).contains("llama.expert_used_count"));
     for (key, value) in [
         ("expert_used_count", Key::U32(9)),
         ("expert_feed_forward_length", Key::U32(40)),
@@ -170,11 +171,11 @@ fn local_layers_follow_the_period_of_the_architecture_or_the_keys() {
     let pattern = |value| ("attention.sliding_window_pattern", value);
     let some = |window, layers: &str| Some((window, layers.to_owned()));
     assert_eq!(local("gemma2", &[]), some(4096, "LgLgLgLg"));
-    assert_eq!(local("gemma3", &[window.clone()]), some(16, "LLLLLgLL"));
+    assert_eq!(local("gemma3", from_ref(&window)), some(16, "LLLLLgLL"));
     assert_eq!(local("gemma3", &[]), None);
-    assert_eq!(local("phi3", &[window.clone()]), some(16, "LLLLLLLL"));
+    assert_eq!(local("phi3", from_ref(&window)), some(16, "LLLLLLLL"));
     assert_eq!(local("phi3", &[("attention.sliding_window", Key::U32(0))]), None);
-    assert_eq!(local("llama", &[window.clone()]), None);
+    assert_eq!(local("llama", from_ref(&window)), None);
     let three = pattern(Key::U32(3));
     assert_eq!(local("gemma3", &[window.clone(), three]), some(16, "LLgLLgLL"));
     let each = [true, false, false, true, false, false, false, true];

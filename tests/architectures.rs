@@ -117,3 +117,28 @@ fn the_fused_plan_of_every_architecture_computes_the_plain_plan_bit_for_bit() {
         }
     }
 }
+
+#[test]
+fn fusion_takes_what_its_kernels_compute_and_leaves_the_rest() {
+    let layer = |name: &str| -> Vec<String> {
+        let goldens = all();
+        let (_, _, checkpoint) = goldens.iter().find(|(golden, ..)| golden == name).unwrap();
+        let options = PlanOptions { capacity: 32, kv: KvType::F16 };
+        let fused = fuse(&arch::record(checkpoint, options).unwrap());
+        let of_layer = fused.steps.iter().filter_map(|s| s.label.strip_prefix("L01."));
+        of_layer.map(str::to_owned).collect()
+    };
+    let five = ["qkv", "attn.attention", "o_proj", "gate_up", "down"];
+    assert_eq!(layer("llama-yarn"), five);
+    assert_eq!(layer("phi3-long"), five);
+    let projections = ["attn.norm", "attn.q", "attn.k", "attn.v"];
+    let heads = [&projections[..], &["head_rope", "attn.attention"]].concat();
+    assert_eq!(layer("qwen3"), [&heads[..], &["o_proj", "gate_up", "down"]].concat());
+    let gelu = ["ffn.norm", "ffn.gate", "ffn.up", "ffn.geglu", "ffn.down", "norm_add"];
+    let attention = ["qkv", "attn.attention", "attn.o", "norm_add"];
+    assert_eq!(layer("gemma2"), [&attention[..], &gelu].concat());
+    assert_eq!(layer("gemma3"), [&heads[..], &["attn.o", "norm_add"], &gelu].concat());
+    let experts = ["ffn.norm", "ffn.router", "ffn.top_k", "ffn.gate", "ffn.up", "ffn.swiglu"];
+    let experts = [&experts[..], &["ffn.down", "ffn.sum"]].concat();
+    assert_eq!(layer("mixtral"), [&["qkv", "attn.attention", "o_proj"], &experts[..]].concat());
+}

@@ -2,7 +2,7 @@
 //! against the committed PTX, without a GPU.
 
 use decode_graph::cuda::kernels::{ParamType, entry_parameters, modules, ptx};
-use decode_graph::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
+use decode_graph::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
 use decode_graph::ops::*;
 use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
@@ -71,10 +71,18 @@ fn every_op() -> Vec<Op> {
         Op::TopK(TopK { logits: Buf(0), route: Buf(1), experts: 8, used: 2 }),
         Op::ExpertSum(ExpertSum { out: Buf(0), x: Buf(1), route: Buf(2), used: 2, len: 512 }),
         Op::Argmax(argmax()),
+        Op::NormAdd(NormAdd { norm: norm(), add: Add { out: Buf(3), x: Buf(1), len: 512 } }),
     ];
     ops.extend(pairings.map(|p| Op::Rope(rope(p))));
     for kind in kinds {
         ops.push(Op::KvAppend(append(kind)));
+        ops.push(Op::HeadRope(Box::new(HeadRope {
+            q_norm: norm(),
+            k_norm: norm(),
+            rope_q: rope(Pairing::Halves),
+            rope_k: rope(Pairing::Halves),
+            append: append(kind),
+        })));
         ops.push(Op::Attention(Attention {
             q: Buf(0),
             cache: cache(kind),

@@ -321,6 +321,8 @@ fn is_scratch(op: &Op, buf: Buf) -> bool {
         | Op::ExpertMatVec(_)
         | Op::ExpertSum(_)
         | Op::Qkv(_)
+        | Op::HeadRope(_)
+        | Op::NormAdd(_)
         | Op::Project(_)
         | Op::GateUp(_) => false,
     }
@@ -331,6 +333,7 @@ fn written_cache(op: &Op) -> Option<CacheRef> {
     match op {
         Op::KvAppend(a) => Some(a.cache),
         Op::Qkv(q) => Some(q.append.cache),
+        Op::HeadRope(h) => Some(h.append.cache),
         Op::Attention(_)
         | Op::Embed(_)
         | Op::RmsNorm(_)
@@ -343,6 +346,7 @@ fn written_cache(op: &Op) -> Option<CacheRef> {
         | Op::ExpertMatVec(_)
         | Op::ExpertSum(_)
         | Op::Argmax(_)
+        | Op::NormAdd(_)
         | Op::Project(_)
         | Op::GateUp(_)
         | Op::LmHead(_) => None,

@@ -211,6 +211,10 @@ pub enum Op {
     Argmax(Argmax),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
+    /// See [`fused::HeadRope`].
+    HeadRope(Box<fused::HeadRope>),
+    /// See [`fused::NormAdd`].
+    NormAdd(fused::NormAdd),
     /// See [`fused::Project`].
     Project(fused::Project),
     /// See [`fused::GateUp`].
@@ -237,6 +241,8 @@ impl Op {
             Self::ExpertSum(op) => op,
             Self::Argmax(op) => op,
             Self::Qkv(op) => op.as_ref(),
+            Self::HeadRope(op) => op.as_ref(),
+            Self::NormAdd(op) => op,
             Self::Project(op) => op,
             Self::GateUp(op) => op,
             Self::LmHead(op) => op,
@@ -247,6 +253,8 @@ impl Op {
     pub fn parts(&self) -> Vec<&dyn Describe> {
         match self {
             Self::Qkv(op) => op.parts().to_vec(),
+            Self::HeadRope(op) => op.parts().to_vec(),
+            Self::NormAdd(op) => vec![&op.norm, &op.add],
             Self::Project(op) => vec![&op.mat, &op.add],
             Self::GateUp(op) => op.parts().to_vec(),
             Self::LmHead(op) => op.parts().to_vec(),
