@@ -1,7 +1,7 @@
 //! Architectures: a configuration and how it records its layers. No kernels, no device.
 //!
-//! [`family`] is the table: a row an architecture, from a file of its own. [`config`] reads the
-//! keys, [`weights`] checks the tensors, [`decoder`] records the layers of all of them.
+//! `family` is the table: a row an architecture, from a file of its own. `config` and `rope` read
+//! the keys, `weights` checks the tensors, `decoder` records the layers of all of them.
 
 mod config;
 mod decoder;
