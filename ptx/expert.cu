@@ -2,10 +2,11 @@
 //
 //   y[j, r] = Σ_c W[e_j, r, c] · x[j, c],   e_j = route[j]
 //
-//   W [experts, rows, columns] in the tile layout of src/quant/tile.rs, rows a multiple of 16;
+//   W [experts · rows, columns] in the tile layout of src/quant/tile.rs;
 //   x [used, columns] f32, or [columns] for all (stride 0);  y [used, rows] f32
 //
-// `each` blocks share the tiles of a chosen expert. Which weights are read is known only after the
+// `each` blocks share the tiles of a chosen expert; its first and last tile may hold rows of its
+// neighbours, which are left out. Which weights are read is known only after the
 // wait, so nothing is fetched before it; the weights of no other expert are touched.
 #include "formats/all.cuh"
 #include "gemv.cuh"
@@ -30,11 +31,13 @@ JOIN(expert_matvec, FORMAT)(const StepState* step, const float* x, const float* 
     const uint32_t slot = blockIdx.x / each, part = blockIdx.x % each;
     // From the L2, as all that the kernel before has written.
     const uint32_t expert = static_cast<uint32_t>(__ldcg(route + slot));
-    const uint32_t units = (columns + C - 1) / C, tiles = rows / ROWS;
+    const uint32_t units = (columns + C - 1) / C;
+    const uint32_t row0 = expert * rows, tile0 = row0 / ROWS;
+    const uint32_t tiles = (row0 + rows + ROWS - 1) / ROWS - tile0;
     const uint32_t tail = min((columns - (units - 1) * C + 63) & ~63u, C);
     const uint64_t tile_bytes = (units - 1) * Format::UNIT_BYTES + Format::bytes(tail);
     const uint32_t t0 = tiles * part / each, t1 = tiles * (part + 1) / each;
-    const uint8_t* tile = w + (static_cast<uint64_t>(expert) * tiles + t0) * tile_bytes;
+    const uint8_t* tile = w + static_cast<uint64_t>(tile0 + t0) * tile_bytes;
     y += slot * rows;
 
     uint8_t* activations = shared_memory;
@@ -63,8 +66,10 @@ JOIN(expert_matvec, FORMAT)(const StepState* step, const float* x, const float* 
             if ((lane & 3) == 1) row[(lane >> 2) + 8] = high;
         }
         __syncthreads();
-        if (threadIdx.x < (end - base) * ROWS) {
-            y[base * ROWS + threadIdx.x] = total(sums, threadIdx.x / ROWS, threadIdx.x % ROWS);
+        // Below zero, that is above every row, for a neighbour before.
+        const uint32_t row = (tile0 + base) * ROWS + threadIdx.x - row0;
+        if (threadIdx.x < (end - base) * ROWS && row < rows) {
+            y[row] = total(sums, threadIdx.x / ROWS, threadIdx.x % ROWS);
         }
         __syncthreads();
     }

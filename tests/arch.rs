@@ -147,7 +147,6 @@ fn experts_are_read_where_the_architecture_has_them_and_refused_by_key_elsewhere
     assert!(text("llama", from_ref(&eight)).contains("llama.expert_used_count"));
     for (key, value) in [
         ("expert_used_count", Key::U32(9)),
-        ("expert_feed_forward_length", Key::U32(40)),
         ("expert_shared_count", Key::U32(1)),
         ("expert_gating_func", Key::U32(2)),
         ("expert_weights_scale", Key::F32(2.5)),

@@ -136,7 +136,7 @@ impl ModelConfig {
             attention_softcap: None,
             logit_softcap: None,
             local: None,
-            experts: experts(&keys, architecture, hidden, ffn)?,
+            experts: experts(&keys, architecture, ffn)?,
         };
         (family.adapt)(&keys, &mut config)?;
         Ok(config)
@@ -224,12 +224,7 @@ fn refuse_features(keys: &Keys<'_>, architecture: Architecture) -> Result<()> {
     Ok(())
 }
 
-fn experts(
-    keys: &Keys<'_>,
-    architecture: Architecture,
-    hidden: u32,
-    ffn: u32,
-) -> Result<Option<Experts>> {
+fn experts(keys: &Keys<'_>, architecture: Architecture, ffn: u32) -> Result<Option<Experts>> {
     let [most, most_used] = MAX_EXPERTS;
     let (key, wanted) = (keys.key("expert_count"), architecture.family().experts);
     let count = match keys.optional_count("expert_count", most)? {
@@ -242,12 +237,6 @@ fn experts(
     };
     let used = keys.count("expert_used_count", most_used.min(count.into()))?;
     let ffn = keys.optional_count("expert_feed_forward_length", MAX_FFN)?.unwrap_or(ffn);
-    for (rest, n) in [("embedding_length", hidden), ("expert_feed_forward_length", ffn)] {
-        if !n.is_multiple_of(16) {
-            let what = format!("experts of {n} rows");
-            return Err(keys.unsupported(&keys.key(rest), what, "use a multiple of 16"));
-        }
-    }
     for rest in ["expert_shared_count", "expert_group_count", "leading_dense_block_count"] {
         keys.must_be_off(rest)?;
     }

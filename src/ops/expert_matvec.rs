@@ -18,7 +18,7 @@ pub struct ExpertMatVec {
     pub route: Buf,
     /// `[experts · rows, columns]`, expert after expert.
     pub weight: Matrix,
-    /// Experts in `weight`; each has a multiple of 16 rows, so that it begins a tile.
+    /// Experts in `weight`.
     pub experts: u32,
     /// Experts that are chosen.
     pub used: u32,

@@ -114,7 +114,8 @@ MODELS = [
         head_dim=16,
         num_experts=6,
         num_experts_per_tok=3,
-        moe_intermediate_size=32,
+        # Experts begin within a tile of 16 rows.
+        moe_intermediate_size=40,
         norm_topk_prob=True,
     ), POSITIONS),
 ]
