@@ -19,7 +19,7 @@ fn product(format: QuantFormat) -> Option<(HostMemory, MatVec)> {
     let (x, out) = (plan.buffer("x", SIZE), plan.buffer("out", SIZE));
     let shape =
         Matrix { id: WeightId(0), format, rows: SIZE, columns: SIZE, order: RowOrder::Natural };
-    let weight = plan.matrix("weight", shape);
+    let weight = plan.matrix("weight", 0, shape);
     let op = MatVec { x, weight, bias: None, out };
     plan.record("product", Op::MatVec(op.clone()));
 

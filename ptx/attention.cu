@@ -1,11 +1,12 @@
 // Attention of one token over the cache, split over blocks along the context.
 //
-//   out[h] = Σ_p softmax_p(scale · q[h] · keys[g, p]) values[g, p],  p ≤ position,  g = h / group
+//   out[h] = Σ_p softmax_p(cap(scale · q[h] · keys[g, p])) values[g, p],  g = h / group,
+//   position − window < p ≤ position (window 0: 0 ≤ p),  cap(s) = c tanh(s / c) (c 0: cap(s) = s)
 //
 //   q, out [kv_heads · group, head_dim] f32;  keys, values [kv_heads, capacity, head_dim] T
 //
-// Block b serves key/value head b % kv_heads and part b / kv_heads of the context. The parts are
-// cut on the device from the position, so that one graph serves every depth: up to SINGLE
+// Block b serves key/value head b % kv_heads and part b / kv_heads of the positions seen. The parts
+// are cut on the device from the position, so that one graph serves every depth: up to SINGLE
 // positions there is one part, which writes `out` itself; beyond, each part writes its maximum,
 // sum and weighted values to `partial`, and the block that arrives last adds them up in the order
 // of the parts, whatever the order of arrival.
@@ -71,7 +72,15 @@ struct Params {
     uint32_t start, end;    // this block's positions
     uint32_t part, parts;   // parts that are not empty
     float scale;
+    float softcap;          // 0: none
 };
+
+// cap · tanh(s / cap) of a score s that is an exponent of two; c is the cap in the same unit. As
+// exact as is needed: some 1e-7 of the cap.
+__device__ __forceinline__ float capped(float s, float cap) {
+    const float c = cap * LOG2_E;
+    return c - 2.0f * c / (1.0f + exp2_approx(s * (2.0f / cap)));
+}
 
 __device__ __forceinline__ void widen(uint32_t pair, float& lo, float& hi) {
     asm("{\n\t.reg .b16 l, h;\n\tmov.b32 {l, h}, %2;\n\tcvt.f32.f16 %0, l;\n\t"
@@ -308,6 +317,7 @@ __device__ __forceinline__ void attend(const Params& p, uint32_t first, bool fil
         bool raised = false;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
+            if (p.softcap != 0.0f) s[j] = capped(s[j], p.softcap);
             if (!valid) s[j] = -INFINITY;
             float top = s[j];
 #pragma unroll
@@ -515,11 +525,14 @@ __device__ __forceinline__ void run_group(const Params& p, uint8_t* shared) {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 KERNEL(const StepState* step, const float* q, const Element* keys, const Element* values,
        float* out, float* partial, uint32_t* counters, uint32_t group, uint32_t kv_heads,
-       uint32_t head_dim, uint32_t capacity, uint32_t splits, float scale) {
+       uint32_t head_dim, uint32_t capacity, uint32_t splits, float scale, uint32_t window,
+       float softcap) {
     __shared__ __align__(16) uint8_t shared[SHARED_BYTES];
     pdl_launch();
     const uint4 state = load_step(step);
-    const uint32_t head = blockIdx.x % kv_heads, n = state.y + 1;
+    const uint32_t head = blockIdx.x % kv_heads, end = state.y + 1;
+    // Positions seen, and the first of them.
+    const uint32_t n = window != 0 && window < end ? window : end, first = end - n;
     uint32_t part = blockIdx.x / kv_heads, size = n;
 #if KV_F16
     // Short contexts: a block a query head (attention_head.cuh).
@@ -549,10 +562,10 @@ KERNEL(const StepState* step, const float* q, const Element* keys, const Element
     p.q = q, p.keys = keys + base, p.values = values + base;
     p.out = out, p.partial = partial;
     p.head = head, p.group = group, p.heads = kv_heads * group, p.head_dim = head_dim;
-    p.splits = splits, p.position = state.y, p.start = part * size;
+    p.splits = splits, p.position = state.y, p.start = first + part * size;
     p.current = state.y * head_dim * sizeof(Element);
-    p.end = n - p.start < size ? n : p.start + size;
-    p.part = part, p.parts = (n + size - 1) / size, p.scale = scale;
+    p.end = end - p.start < size ? end : p.start + size;
+    p.part = part, p.parts = (n + size - 1) / size, p.scale = scale, p.softcap = softcap;
     if (threadIdx.x == 0) params = p;
     __syncthreads();
 #if KV_F16

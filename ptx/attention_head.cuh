@@ -106,6 +106,7 @@ __device__ __forceinline__ void attend_heads(const Params& p, uint32_t first, ui
             }
             t.load_keys(p, from + CHUNK, p.end);
             score += __shfl_xor_sync(~0u, score, 1);
+            if (p.softcap != 0.0f) score = capped(score, p.softcap);
             if (from + t.row_key >= p.end) score = -INFINITY;
             const float warp_top = warp_max(score);
             if (lane == 0) tops[warp] = warp_top;

@@ -3,7 +3,8 @@
 // hoisted above the wait.
 #include "common.cuh"
 
-// out[i] = x[i] · scale · gain[i], scale = 1 / sqrt(mean(x²) + eps); x, gain, out [dim]. One block.
+// out[r, i] = x[r, i] · scale · gain[i], scale = 1 / sqrt(mean_i(x[r, i]²) + eps); x, out
+// [rows, dim], gain [dim]. A block is a row.
 extern "C" __global__ void __launch_bounds__(1024)
 rms_norm(const StepState* step, const float* x, const float* gain, float* out, uint32_t dim,
          float eps) {
@@ -13,6 +14,8 @@ rms_norm(const StepState* step, const float* x, const float* gain, float* out, u
     const bool active = step_active(*step);
     pdl_wait();
     if (!active) return;
+    x += static_cast<size_t>(blockIdx.x) * dim;
+    out += static_cast<size_t>(blockIdx.x) * dim;
     float sum = 0.0f;
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) sum += x[i] * x[i];
     sum = block_sum(sum);
@@ -20,6 +23,21 @@ rms_norm(const StepState* step, const float* x, const float* gain, float* out, u
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
         out[i] = x[i] * scale * (i == threadIdx.x ? first : gain[i]);
     }
+}
+
+// out[i] = out[i] + x[i] · scale · gain[i], scale as above; x, gain, out [dim]. One block.
+extern "C" __global__ void __launch_bounds__(1024)
+norm_add(const StepState* step, const float* x, const float* gain, float* out, uint32_t dim,
+         float eps) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    if (!active) return;
+    float sum = 0.0f;
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) sum += x[i] * x[i];
+    sum = block_sum(sum);
+    const float scale = 1.0f / sqrtf(sum / static_cast<float>(dim) + eps);
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) out[i] += x[i] * scale * gain[i];
 }
 
 // out[i] = out[i] + x[i]; out, x [len].
@@ -43,6 +61,31 @@ swiglu(const StepState* step, const float* gate, const float* up, float* out, ui
         const float z = gate[i];
         out[i] = z / (1.0f + expf(-z)) * up[i];
     }
+}
+
+// out[i] = gelu(gate[i]) · up[i], gelu(z) = z/2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)));
+// gate, up, out [len].
+extern "C" __global__ void __launch_bounds__(256)
+geglu(const StepState* step, const float* gate, const float* up, float* out, uint32_t len) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (active && i < len) {
+        const float z = gate[i];
+        const float inner = 0.79788456f * (z + 0.044715f * z * z * z);
+        out[i] = 0.5f * z * (1.0f + tanhf(inner)) * up[i];
+    }
+}
+
+// x[i] = cap · tanh(x[i] / cap); x [len].
+extern "C" __global__ void __launch_bounds__(256)
+softcap(const StepState* step, float* x, uint32_t len, float cap) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (active && i < len) x[i] = cap * tanhf(x[i] / cap);
 }
 
 // (x₀, x₁) ← (x₀ cos θ − x₁ sin θ, x₀ sin θ + x₁ cos θ) · magnitude, θ = position · freqs[i];
@@ -69,6 +112,73 @@ rope(const StepState* step, float* x, const float* freqs, uint32_t head_dim, uin
     const float x0 = base[a], x1 = base[b];
     base[a] = x0 * cos - x1 * sin;
     base[b] = x0 * sin + x1 * cos;
+}
+
+// route = the experts of the `used` greatest logits, best first, the lower of equals; then
+// w[j] = e^{logits[e_j]} / Σ_i e^{logits[e_i]}; logits [experts], route [2 · used]. One warp:
+// up to 512 experts of which up to 32 are used.
+extern "C" __global__ void __launch_bounds__(32)
+top_k(const StepState* step, const float* logits, float* route, uint32_t experts, uint32_t used) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    if (!active) return;
+    constexpr uint32_t EACH = 16;  // experts of a lane
+    const uint32_t lane = threadIdx.x;
+    float mine[EACH];
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; ++j) {
+        mine[j] = j * 32 + lane < experts ? logits[j * 32 + lane] : 0.0f;
+    }
+    uint32_t taken = 0, chosen = 0;
+    float top = 0.0f, sum = 0.0f, power = 0.0f;
+    for (uint32_t n = 0; n < used; ++n) {
+        // An index is `experts` or that of an expert not taken yet, also where a logit is NaN.
+        float value = 0.0f;
+        uint32_t index = experts;
+        auto consider_expert = [&](float v, uint32_t e) {
+            if (e < experts && (index == experts || v > value || (v == value && e < index))) {
+                value = v, index = e;
+            }
+        };
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; ++j) {
+            if ((taken >> j & 1) == 0) consider_expert(mine[j], j * 32 + lane);
+        }
+#pragma unroll
+        for (int o = 16; o > 0; o >>= 1) {
+            const float v = __shfl_xor_sync(~0u, value, o);
+            const uint32_t e = __shfl_xor_sync(~0u, index, o);
+            consider_expert(v, e);
+        }
+        value = __shfl_sync(~0u, value, 0);
+        index = __shfl_sync(~0u, index, 0);
+        if (index % 32 == lane) taken |= 1u << index / 32;
+        if (n == 0) top = value;
+        const float p = expf(value - top);
+        sum += p;
+        if (lane == n) chosen = index, power = p;
+    }
+    if (lane < used) {
+        route[lane] = static_cast<float>(chosen);
+        route[used + lane] = power / sum;
+    }
+}
+
+// out[i] = out[i] + Σ_j w[j] · x[j, i]; w = route[used…], x [used, len], out [len].
+extern "C" __global__ void __launch_bounds__(256)
+expert_sum(const StepState* step, float* out, const float* x, const float* route, uint32_t used,
+           uint32_t len) {
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (!active || i >= len) return;
+    float sum = 0.0f;
+    for (uint32_t j = 0; j < used; ++j) {
+        sum = fmaf(route[used + j], x[static_cast<size_t>(j) * len + i], sum);
+    }
+    out[i] += sum;
 }
 
 struct Half {
@@ -111,6 +221,67 @@ kv_append_f32(const StepState* step, const float* k, const float* v, float* keys
               uint32_t head_dim, uint32_t capacity) {
     kv_append(step, k, v, keys, values, head_dim, capacity);
 }
+
+// Heads h of q [heads, head_dim] to out[h], heads h of k [kv_heads, head_dim] to keys[h, position],
+// each normalised and rotated as by rms_norm and rope above; v to values as by kv_append. A block
+// is a head of q or of k and v, a thread an element; head_dim is at most 256.
+template <typename T>
+__device__ __forceinline__ void head_rope(const StepState* step, const float* q, const float* k,
+                                          const float* v, const float* q_gain, const float* k_gain,
+                                          float eps, const float* freqs, float* out, T* keys,
+                                          T* values, uint32_t heads, uint32_t head_dim,
+                                          uint32_t pairs, uint32_t halves, float magnitude,
+                                          uint32_t capacity) {
+    __shared__ float normed[256];
+    pdl_launch();
+    const uint4 head = load_step(step);
+    const uint32_t i = threadIdx.x;
+    const bool is_q = blockIdx.x < heads, rotates = i < 2 * pairs;
+    const uint32_t h = is_q ? blockIdx.x : blockIdx.x - heads;
+    const size_t at = static_cast<size_t>(h) * head_dim + i;
+    // Gain, position and frequencies are constant in this step: they do not wait.
+    const float gain = i < head_dim ? (is_q ? q_gain : k_gain)[i] : 0.0f;
+    float sin = 0.0f, cos = 1.0f;
+    if (rotates) {
+        const float freq = freqs[halves ? i % pairs : i / 2];
+        sincosf(__fmul_rn(static_cast<float>(head.y), freq), &sin, &cos);
+        sin *= magnitude;
+        cos *= magnitude;
+    }
+    pdl_wait();
+    if (!step_active(head) || head.y >= capacity) return;
+    const float x = i < head_dim ? (is_q ? q : k)[at] : 0.0f;
+    const float mean = block_sum(x * x) / static_cast<float>(head_dim);
+    const float own = x * (1.0f / sqrtf(mean + eps)) * gain;
+    if (i < head_dim) normed[i] = own;
+    __syncthreads();
+    if (i >= head_dim) return;
+    float y = own;
+    if (rotates) {
+        const bool second = halves ? i >= pairs : i % 2 != 0;
+        const float other = normed[halves ? (second ? i - pairs : i + pairs) : i ^ 1];
+        y = second ? other * sin + own * cos : own * cos - other * sin;
+    }
+    if (is_q) {
+        out[at] = y;
+    } else {
+        const size_t to = (static_cast<size_t>(h) * capacity + head.y) * head_dim + i;
+        store(keys + to, y);
+        store(values + to, v[at]);
+    }
+}
+
+#define HEAD_ROPE(NAME, T)                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                             \
+    NAME(const StepState* step, const float* q, const float* k, const float* v,                   \
+         const float* q_gain, const float* k_gain, float eps, const float* freqs, float* out,     \
+         T* keys, T* values, uint32_t heads, uint32_t head_dim, uint32_t pairs, uint32_t halves,  \
+         float magnitude, uint32_t capacity) {                                                    \
+        head_rope(step, q, k, v, q_gain, k_gain, eps, freqs, out, keys, values, heads, head_dim,  \
+                  pairs, halves, magnitude, capacity);                                            \
+    }
+HEAD_ROPE(head_rope_f16, Half)
+HEAD_ROPE(head_rope_f32, float)
 
 // best = argmax_i logits[i] (the lowest i of equals), then token and position advance;
 // logits [vocab], candidates [gridDim.x, 2].

@@ -25,7 +25,12 @@ pub fn load(
     plan: &DecodePlan,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<HostMemory> {
-    let size = |spec: &WeightSpec| checkpoint.tensor(spec.name()).map_or(0, |t| t.bytes);
+    let size = |spec: &WeightSpec| match spec {
+        WeightSpec::Matrix { format, rows, columns, .. } => {
+            format.row_bytes(*columns as usize).unwrap_or(0) as u64 * u64::from(*rows)
+        }
+        other => checkpoint.tensor(other.name()).map_or(0, |t| t.bytes),
+    };
     let total = plan.weights.iter().map(size).sum();
     let mut done = 0;
     progress(done, total);
@@ -49,15 +54,26 @@ pub fn load(
 
 fn read_weight(checkpoint: &Checkpoint, spec: &WeightSpec) -> Result<HostWeight> {
     match spec {
-        WeightSpec::Matrix { name, format, columns, .. } => {
+        WeightSpec::Matrix { name, first_row, format, rows, columns, .. } => {
             let info = checkpoint.tensor(name).ok_or_else(|| {
                 let why = "the plan names a tensor that is not there";
                 Error::invalid(checkpoint.path(), name, None, Defect::MissingTensor, why)
             })?;
-            let bytes = checkpoint.read_all(info)?;
+            let row = format.row_bytes(*columns as usize).unwrap_or(0);
+            let length = row.saturating_mul(*rows as usize);
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(length).map_err(|_| {
+                Error::Usage(format!("no memory for the {length} bytes of tensor {name}"))
+            })?;
+            bytes.resize(length, 0);
+            checkpoint.read(info, u64::from(*first_row) * row as u64, &mut bytes)?;
             Ok(HostWeight::Matrix { format: *format, columns: *columns as usize, bytes })
         }
-        WeightSpec::Vector { name, .. } => Ok(HostWeight::Vector(read_vector(checkpoint, name)?)),
+        WeightSpec::Vector { name, first, len } => {
+            let all = read_vector(checkpoint, name)?;
+            let part = all.into_iter().skip(*first as usize).take(*len as usize);
+            Ok(HostWeight::Vector(part.collect()))
+        }
         WeightSpec::Computed { values, .. } => Ok(HostWeight::Vector(values.clone())),
     }
 }

@@ -11,10 +11,15 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// File under `graphs/`, what it lists, and whether the plan is fused.
-const LISTINGS: [(&str, &str, bool); 5] = [
+const LISTINGS: [(&str, &str, bool); 10] = [
+    ("gemma-2-2b-q4_k_m.txt", "gemma-2-2b:q4_k_m", true),
+    ("gemma-3-270m-q4_k_m.txt", "gemma-3-270m:q4_k_m", true),
     ("llama-3.1-8b-q4_k_m.txt", "llama-3.1-8b:q4_k_m", true),
     ("llama-3.2-1b-q4_k_m.txt", "llama-3.2-1b:q4_k_m", true),
+    ("phi-4-mini-q4_k_m.txt", "phi-4-mini:q4_k_m", true),
     ("qwen2.5-1.5b-q4_k_m.txt", "qwen2.5-1.5b:q4_k_m", true),
+    ("qwen3-30b-a3b-q4_k_m.txt", "qwen3-30b-a3b:q4_k_m", true),
+    ("qwen3-8b-q4_k_m.txt", "qwen3-8b:q4_k_m", true),
     ("smollm2-135m-q4_1.txt", "smollm2-135m:q4_1", true),
     ("tiny-q4_k_m-no-fuse.txt", "tiny:q4_k_m", false),
 ];

@@ -2,7 +2,7 @@
 //! against the committed PTX, without a GPU.
 
 use decode_graph::cuda::kernels::{ParamType, entry_parameters, modules, ptx};
-use decode_graph::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
+use decode_graph::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
 use decode_graph::ops::*;
 use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
@@ -23,7 +23,11 @@ fn cache(kind: KvType) -> CacheRef {
 }
 
 fn norm() -> RmsNorm {
-    RmsNorm { x: Buf(0), gain: vector(512), out: Buf(1), eps: 1e-5 }
+    RmsNorm { x: Buf(0), gain: vector(512), out: Buf(1), rows: 1, eps: 1e-5 }
+}
+
+fn glu(activation: Activation) -> Glu {
+    Glu { gate: Buf(2), up: Buf(3), out: Buf(4), len: 512, activation }
 }
 
 fn matvec(format: QuantFormat, bias: bool) -> MatVec {
@@ -61,12 +65,24 @@ fn every_op() -> Vec<Op> {
     let mut ops = vec![
         Op::RmsNorm(norm()),
         Op::Add(Add { out: Buf(0), x: Buf(1), len: 512 }),
-        Op::SwiGlu(SwiGlu { gate: Buf(0), up: Buf(1), out: Buf(2), len: 512 }),
+        Op::Glu(glu(Activation::Silu)),
+        Op::Glu(glu(Activation::GeluTanh)),
+        Op::Softcap(Softcap { x: Buf(2), len: 512, cap: 30.0 }),
+        Op::TopK(TopK { logits: Buf(0), route: Buf(1), experts: 8, used: 2 }),
+        Op::ExpertSum(ExpertSum { out: Buf(0), x: Buf(1), route: Buf(2), used: 2, len: 512 }),
         Op::Argmax(argmax()),
+        Op::NormAdd(NormAdd { norm: norm(), add: Add { out: Buf(3), x: Buf(1), len: 512 } }),
     ];
     ops.extend(pairings.map(|p| Op::Rope(rope(p))));
     for kind in kinds {
         ops.push(Op::KvAppend(append(kind)));
+        ops.push(Op::HeadRope(Box::new(HeadRope {
+            q_norm: norm(),
+            k_norm: norm(),
+            rope_q: rope(Pairing::Halves),
+            rope_k: rope(Pairing::Halves),
+            append: append(kind),
+        })));
         ops.push(Op::Attention(Attention {
             q: Buf(0),
             cache: cache(kind),
@@ -74,10 +90,21 @@ fn every_op() -> Vec<Op> {
             partial: Buf(2),
             heads: 8,
             scale: 0.125,
+            softcap: Some(50.0),
+            window: Some(4096),
         }));
     }
     for format in QuantFormat::ALL {
         ops.push(Op::Embed(Embed { table: matrix(format), out: Buf(0), scale: 1.0 }));
+        ops.push(Op::ExpertMatVec(ExpertMatVec {
+            x: Buf(0),
+            own_input: false,
+            route: Buf(1),
+            weight: matrix(format),
+            experts: 8,
+            used: 2,
+            out: Buf(2),
+        }));
         for bias in [false, true] {
             let mat = matvec(format, bias);
             let add = Add { out: Buf(0), x: mat.out, len: 512 };
@@ -89,7 +116,7 @@ fn every_op() -> Vec<Op> {
                 norm: norm(),
                 gate: mat.clone(),
                 up: mat.clone(),
-                act: SwiGlu { gate: Buf(2), up: Buf(3), out: Buf(4), len: 512 },
+                act: glu(Activation::Silu),
             }));
             ops.push(Op::LmHead(LmHead { norm: norm(), head: mat, argmax: argmax() }));
         }

@@ -3,8 +3,10 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
 use decode_graph::error::Error;
+use decode_graph::ops::KvType;
 use decode_graph::quant::QuantFormat::{self, F32, Q4K, Q5_0, Q5K, Q6K, Q8_0};
 use std::collections::BTreeMap;
 
@@ -67,6 +69,24 @@ fn rows_that_are_no_multiple_of_256_fall_back_as_in_published_files() {
 }
 
 #[test]
+fn experts_have_the_bytes_of_the_published_file() {
+    let c = make("qwen3-30b-a3b:q4_k_m");
+    assert_eq!(c.tensor("blk.0.ffn_down_exps.weight").unwrap().shape, [768, 2048, 128]);
+    assert_eq!(format(&c, "blk.0.ffn_gate_inp.weight"), F32);
+    // It is 18.6 GB.
+    let bytes: u64 = c.tensors().iter().map(|t| t.bytes).sum();
+    assert!((18_500_000_000..18_700_000_000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn every_shape_is_a_model_that_is_served() {
+    for name in SyntheticSpec::shapes() {
+        let options = PlanOptions { capacity: 8192, kv: KvType::F16 };
+        record(&make(name), options).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+#[test]
 fn other_mixtures_have_one_format_and_six_bits_for_the_logits() {
     for (spec, base, logits) in [
         ("llama-2-7b:q4_0", QuantFormat::Q4_0, Q6K),
@@ -92,14 +112,18 @@ fn other_mixtures_have_one_format_and_six_bits_for_the_logits() {
 fn tying_biases_norms_and_rope_factors_are_those_of_the_model() {
     for name in SyntheticSpec::shapes() {
         let c = make(name);
-        let tied = ["llama-3.2-1b", "smollm2-135m", "qwen2.5-1.5b", "gemma-3-270m"].contains(&name);
+        let tied = ["llama-3.2-1b", "smollm2-135m", "qwen2.5-1.5b", "phi-4-mini"];
+        let tied = tied.contains(&name) || name.starts_with("gemma");
         assert_eq!(c.tensor("output.weight").is_none(), tied, "{name}");
         let has = |tensor| c.tensor(tensor).is_some();
         assert_eq!(has("blk.0.attn_q.bias"), name.starts_with("qwen2"), "{name}");
-        let head_norms = ["qwen3-8b", "gemma-3-270m"].contains(&name);
+        let head_norms = ["qwen3-8b", "qwen3-30b-a3b", "gemma-3-270m"].contains(&name);
         assert_eq!(has("blk.0.attn_q_norm.weight"), head_norms, "{name}");
         assert_eq!(has("blk.0.post_ffw_norm.weight"), name.starts_with("gemma"), "{name}");
         assert_eq!(has("rope_freqs.weight"), name.starts_with("llama-3"), "{name}");
+        assert_eq!(has("blk.0.attn_qkv.weight"), name.starts_with("phi"), "{name}");
+        assert_eq!(has("rope_factors_long.weight"), name.starts_with("phi"), "{name}");
+        assert_eq!(has("blk.0.ffn_gate_exps.weight"), name == "qwen3-30b-a3b", "{name}");
         let vocab = c.required_u64(&format!("{}.vocab_size", c.architecture().unwrap())).unwrap();
         assert_eq!(c.tensor("token_embd.weight").unwrap().rows(), vocab);
         assert_eq!(c.required_strings("tokenizer.ggml.tokens").unwrap().len() as u64, vocab);

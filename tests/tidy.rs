@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
+use decode_graph::arch::SUPPORTED;
 use decode_graph::cuda::kernels::{modules, ptx};
 use decode_graph::quant::QuantFormat;
 use std::collections::BTreeSet;
@@ -236,11 +237,12 @@ fn kernels() -> BTreeSet<String> {
     entries.map(|rest| identifier(rest).to_owned()).collect()
 }
 
-/// Whether `name` is numbered: what is left without the words for types has a digit.
+/// Whether `name` is numbered: what is left without the words for types and the names of
+/// architectures has a digit.
 fn numbered(name: &str) -> bool {
     let types = QuantFormat::ALL.map(QuantFormat::suffix);
     let mut rest = format!("_{name}_");
-    for known in types.iter().copied().chain(["sm80", "sm90", "u32"]) {
+    for known in types.iter().copied().chain(SUPPORTED).chain(["sm80", "sm90", "u32"]) {
         // Twice, since neighbours share an underscore.
         for _ in 0..2 {
             rest = rest.replace(&format!("_{known}_"), "_");

@@ -1,9 +1,11 @@
 //! What a model's keys say, checked once: every number that the recording of a layer uses.
 
-use crate::checkpoint::{Array, Checkpoint, Metadata, Value};
+use super::family::Has;
+use super::keys::Keys;
+use super::{Architecture, RopeConfig, SUPPORTED};
+use crate::checkpoint::{Array, Checkpoint, Value};
 use crate::error::{Defect, Error, Result};
-use crate::ops::Pairing;
-use std::path::Path;
+use crate::ops::TopK;
 
 /// Layers, at most.
 const MAX_LAYERS: u64 = 512;
@@ -15,60 +17,33 @@ const MAX_FFN: u64 = 1 << 20;
 const MAX_HEADS: u64 = 1024;
 /// Elements of a head, at most.
 const MAX_HEAD_DIM: u64 = 256;
+/// Experts of a layer, at most, and those chosen for a token.
+const MAX_EXPERTS: [u64; 2] = [TopK::MOST_EXPERTS as u64, TopK::MOST_USED as u64];
 /// Token ids, at most.
 const MAX_VOCAB: u64 = 1 << 22;
 /// Positions, at most.
 const MAX_CONTEXT: u64 = 1 << 24;
 
-/// An architecture that is served: how its keys and tensors are to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// Llama 2 and 3, Mistral, TinyLlama, SmolLM: adjacent rotation pairs.
-    Llama,
-    /// Qwen2 and Qwen2.5: halves rotate together, biases on query, key and value.
-    Qwen2,
+/// Layers that see only the last positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalLayers {
+    /// Positions that a token of theirs sees, its own included.
+    pub window: u32,
+    /// Which layers, `[layers]`.
+    pub layers: Vec<bool>,
+    /// Their rotation.
+    pub rope: RopeConfig,
 }
 
-impl Architecture {
-    const ALL: [Self; 2] = [Self::Llama, Self::Qwen2];
-
-    /// Name in `general.architecture`, prefix of the architecture's keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-        }
-    }
-
-    /// Which elements of a head rotate together.
-    pub fn pairing(self) -> Pairing {
-        match self {
-            Self::Llama => Pairing::Adjacent,
-            Self::Qwen2 => Pairing::Halves,
-        }
-    }
-
-    /// Whether query, key and value projections must have biases.
-    pub(super) fn needs_qkv_bias(self) -> bool {
-        match self {
-            Self::Llama => false,
-            Self::Qwen2 => true,
-        }
-    }
-}
-
-/// Rotary position embedding, as the keys describe it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub base: f32,
-    /// Elements of a head that rotate, even.
-    pub rotary: u32,
-    /// Factor on every angle: 1, or the reciprocal of the linear scaling factor.
-    pub scale: f32,
-    /// Which elements of a head rotate together.
-    pub pairing: Pairing,
+/// Feed-forward blocks of which each token uses a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: u32,
+    /// Experts that a token uses.
+    pub used: u32,
+    /// Elements of an expert's feed-forward block.
+    pub ffn: u32,
 }
 
 /// A model's dimensions and constants, all within the limits of this crate.
@@ -98,90 +73,18 @@ pub struct ModelConfig {
     pub eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-}
-
-/// The keys of one architecture.
-struct Keys<'a> {
-    path: &'a Path,
-    metadata: &'a Metadata,
-    prefix: &'static str,
-}
-
-impl Keys<'_> {
-    fn key(&self, rest: &str) -> String {
-        format!("{}.{rest}", self.prefix)
-    }
-
-    fn bad(&self, key: &str, why: String) -> Error {
-        self.metadata.error(key, Defect::BadValue, why)
-    }
-
-    fn unsupported(&self, key: &str, what: impl Into<String>, instead: &str) -> Error {
-        Error::Unsupported {
-            path: self.path.to_owned(),
-            at: key.to_owned(),
-            what: what.into(),
-            instead: instead.to_owned(),
-        }
-    }
-
-    /// `value` as u32, within `1..=max`.
-    fn within(&self, key: &str, value: u64, max: u64) -> Result<u32> {
-        u32::try_from(value)
-            .ok()
-            .filter(|v| (1..=max).contains(&u64::from(*v)))
-            .ok_or_else(|| self.bad(key, format!("is {value}, expected 1 to {max}")))
-    }
-
-    fn count(&self, rest: &str, max: u64) -> Result<u32> {
-        let key = self.key(rest);
-        self.within(&key, self.metadata.required_u64(&key)?, max)
-    }
-
-    /// A count that may be given per layer; it must be the same for all of them.
-    fn uniform(&self, rest: &str, layers: u32, max: u64) -> Result<Option<u32>> {
-        let key = self.key(rest);
-        let Some(all) = self.metadata.u64_per_layer_key(&key, layers as usize)? else {
-            return Ok(None);
-        };
-        let first = all.first().copied().unwrap_or(0);
-        // Each is checked, so that a zero in the middle is a bad value and not a mixture.
-        for value in &all {
-            self.within(&key, *value, max)?;
-        }
-        if all.iter().any(|v| *v != first) {
-            let what = "a count that differs from layer to layer";
-            return Err(self.unsupported(&key, what, "use a model with equal layers"));
-        }
-        self.within(&key, first, max).map(Some)
-    }
-
-    fn required_uniform(&self, rest: &str, layers: u32, max: u64) -> Result<u32> {
-        let value = self.uniform(rest, layers, max)?;
-        value.ok_or_else(|| self.metadata.missing(&self.key(rest)))
-    }
-
-    /// A finite number above zero.
-    fn positive(&self, rest: &str) -> Result<Option<f32>> {
-        let key = self.key(rest);
-        match self.metadata.f32_key(&key)? {
-            Some(v) if !(v.is_finite() && v > 0.0) => {
-                Err(self.bad(&key, format!("is {v}, expected a finite number above 0")))
-            }
-            value => Ok(value),
-        }
-    }
-
-    /// Refuses a number that would change the answer and is not computed.
-    fn must_be_off(&self, rest: &str) -> Result<()> {
-        let key = self.key(rest);
-        match self.metadata.f32_key(&key)? {
-            Some(v) if v != 0.0 => {
-                Err(self.unsupported(&key, format!("the value {v}"), "use a model without it"))
-            }
-            _ => Ok(()),
-        }
-    }
+    /// Factor on the embeddings.
+    pub embed_scale: f32,
+    /// Factor on the attention scores.
+    pub attention_scale: f32,
+    /// Bound of the attention scores, where they are capped.
+    pub attention_softcap: Option<f32>,
+    /// Bound of the logits, where they are capped.
+    pub logit_softcap: Option<f32>,
+    /// Layers that see only the last positions, where there are some.
+    pub local: Option<LocalLayers>,
+    /// Experts in the place of the feed-forward blocks, where there are some.
+    pub experts: Option<Experts>,
 }
 
 impl ModelConfig {
@@ -195,8 +98,9 @@ impl ModelConfig {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let (path, metadata) = (checkpoint.path(), checkpoint.metadata());
         let architecture = architecture(checkpoint)?;
-        let keys = Keys { path, metadata, prefix: architecture.name() };
-        refuse_features(&keys)?;
+        let family = architecture.family();
+        let keys = Keys { path, metadata, prefix: family.name };
+        refuse_features(&keys, architecture)?;
 
         let layers = keys.count("block_count", MAX_LAYERS)?;
         let hidden = keys.count("embedding_length", MAX_HIDDEN)?;
@@ -209,12 +113,12 @@ impl ModelConfig {
             return Err(keys.bad(&keys.key("attention.head_count_kv"), why));
         }
         let head_dim = head_dim(&keys, hidden, heads)?;
-        let rope = rope(&keys, architecture, head_dim)?;
+        let rope = RopeConfig::read(&keys, family.pairing, head_dim, context)?;
         let eps_key = "attention.layer_norm_rms_epsilon";
         let eps = keys.positive(eps_key)?.ok_or_else(|| metadata.missing(&keys.key(eps_key)))?;
         let vocab = vocab(&keys)?;
         let name = metadata.str_key("general.name")?.unwrap_or(architecture.name()).to_owned();
-        Ok(Self {
+        let mut config = Self {
             name,
             architecture,
             layers,
@@ -227,7 +131,15 @@ impl ModelConfig {
             context,
             eps,
             rope,
-        })
+            embed_scale: 1.0,
+            attention_scale: per_root(head_dim),
+            attention_softcap: None,
+            logit_softcap: None,
+            local: None,
+            experts: experts(&keys, architecture, ffn)?,
+        };
+        (family.adapt)(&keys, &mut config)?;
+        Ok(config)
     }
 
     /// Rows of the query projection: `heads · head_dim`.
@@ -239,6 +151,52 @@ impl ModelConfig {
     pub fn kv_rows(&self) -> u32 {
         self.kv_heads * self.head_dim
     }
+
+    /// What is special about a layer that sees only the last positions.
+    pub fn local(&self, layer: u32) -> Option<&LocalLayers> {
+        self.local.as_ref().filter(|l| l.layers.get(layer as usize) == Some(&true))
+    }
+
+    /// Reads which layers are local: `attention.sliding_window` positions (`window` where the key
+    /// is absent) are seen in all layers but every `period`-th, or in those that
+    /// `attention.sliding_window_pattern` names.
+    pub(super) fn read_local(
+        &mut self,
+        keys: &Keys<'_>,
+        window: Option<u32>,
+        period: u64,
+        rope: RopeConfig,
+    ) -> Result<()> {
+        let rest = "attention.sliding_window";
+        let window = match keys.metadata.contains(&keys.key(rest)) {
+            true => keys.optional_count(rest, u64::from(u32::MAX))?,
+            false => window,
+        };
+        let key = keys.key("attention.sliding_window_pattern");
+        let layers = match keys.metadata.entry(&key).map(|e| e.value) {
+            Some(Value::Array(_)) => {
+                let each = keys.metadata.bool_array_key(&key)?.unwrap_or_default();
+                if each.len() != self.layers as usize {
+                    let why = format!("has {} elements for {} layers", each.len(), self.layers);
+                    return Err(keys.metadata.error(&key, Defect::BadArray, why));
+                }
+                each.to_vec()
+            }
+            _ => {
+                let period = keys.metadata.u64_key(&key)?.unwrap_or(period);
+                // A period of 0: every layer.
+                let local = |layer| period == 0 || layer % period < period - 1;
+                (0..u64::from(self.layers)).map(local).collect()
+            }
+        };
+        self.local = window.map(|window| LocalLayers { window, layers, rope });
+        Ok(())
+    }
+}
+
+/// `1 / √n`, rounded once.
+pub(super) fn per_root(n: u32) -> f32 {
+    (1.0 / f64::from(n).sqrt()) as f32
 }
 
 fn architecture(checkpoint: &Checkpoint) -> Result<Architecture> {
@@ -247,24 +205,57 @@ fn architecture(checkpoint: &Checkpoint) -> Result<Architecture> {
         path: checkpoint.path().to_owned(),
         at: "general.architecture".to_owned(),
         what: format!("architecture \"{name}\""),
-        instead: format!("supported are {}", super::SUPPORTED.join(", ")),
+        instead: format!("supported are {}", SUPPORTED.join(", ")),
     })
 }
 
-/// Features that change the answer and are not computed.
-fn refuse_features(keys: &Keys<'_>) -> Result<()> {
-    let experts = keys.key("expert_count");
-    if keys.metadata.u64_key(&experts)?.is_some_and(|n| n > 0) {
-        return Err(keys.unsupported(&experts, "mixture of experts", "use a dense model"));
+/// Features that change the answer and are not computed for this architecture.
+fn refuse_features(keys: &Keys<'_>, architecture: Architecture) -> Result<()> {
+    let family = architecture.family();
+    if !family.softcaps {
+        keys.must_be_off("attn_logit_softcapping")?;
+        keys.must_be_off("final_logit_softcapping")?;
     }
-    keys.must_be_off("attn_logit_softcapping")?;
-    keys.must_be_off("final_logit_softcapping")?;
     keys.must_be_off("attention.temperature_scale")?;
-    if keys.metadata.contains(&keys.key("attention.sliding_window")) {
+    if !family.windows && keys.metadata.contains(&keys.key("attention.sliding_window")) {
         // As other engines do for these architectures.
         log::warn!("{}: attention.sliding_window is ignored", keys.path.display());
     }
     Ok(())
+}
+
+fn experts(keys: &Keys<'_>, architecture: Architecture, ffn: u32) -> Result<Option<Experts>> {
+    let [most, most_used] = MAX_EXPERTS;
+    let (key, wanted) = (keys.key("expert_count"), architecture.family().experts);
+    let count = match keys.optional_count("expert_count", most)? {
+        None if wanted == Has::Always => return Err(keys.metadata.missing(&key)),
+        None => return Ok(None),
+        Some(_) if wanted == Has::Never => {
+            return Err(keys.unsupported(&key, "mixture of experts", "use a dense model"));
+        }
+        Some(n) => n,
+    };
+    let used = keys.count("expert_used_count", most_used.min(count.into()))?;
+    let ffn = keys.optional_count("expert_feed_forward_length", MAX_FFN)?.unwrap_or(ffn);
+    for rest in ["expert_shared_count", "expert_group_count", "leading_dense_block_count"] {
+        keys.must_be_off(rest)?;
+    }
+    // 1: softmax, which is what is computed. The weights of the chosen experts sum up to one.
+    let gating = keys.key("expert_gating_func");
+    if keys.metadata.u64_key(&gating)?.is_some_and(|g| g > 1) {
+        return Err(keys.unsupported(&gating, "this choice of experts", "use one by softmax"));
+    }
+    if keys.metadata.bool_key(&keys.key("expert_weights_norm"))? == Some(false) {
+        let key = keys.key("expert_weights_norm");
+        return Err(keys.unsupported(&key, "false", "use a model without the key"));
+    }
+    match keys.positive_or_off("expert_weights_scale", None)? {
+        None | Some(1.0) => Ok(Some(Experts { count, used, ffn })),
+        Some(f) => {
+            let key = keys.key("expert_weights_scale");
+            Err(keys.unsupported(&key, format!("the factor {f}"), "use a model without it"))
+        }
+    }
 }
 
 fn head_dim(keys: &Keys<'_>, hidden: u32, heads: u32) -> Result<u32> {
@@ -294,51 +285,6 @@ fn head_dim(keys: &Keys<'_>, hidden: u32, heads: u32) -> Result<u32> {
         // At most MAX_HEAD_DIM.
         _ => Ok(head_dim as u32),
     }
-}
-
-fn rope(keys: &Keys<'_>, architecture: Architecture, head_dim: u32) -> Result<RopeConfig> {
-    let key = keys.key("rope.dimension_count");
-    let rotary = keys.metadata.u64_key(&key)?.unwrap_or(u64::from(head_dim));
-    let whole = rotary == u64::from(head_dim);
-    if rotary == 0 || rotary > u64::from(head_dim) || !rotary.is_multiple_of(2) {
-        let why = format!("is {rotary}, expected an even number up to the head's {head_dim}");
-        return Err(keys.bad(&key, why));
-    }
-    if architecture == Architecture::Llama && !whole {
-        return Err(
-            keys.bad(&key, format!("is {rotary}, for llama it must be the head's {head_dim}"))
-        );
-    }
-    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    Ok(RopeConfig {
-        base,
-        rotary: rotary as u32,
-        scale: rope_scale(keys)?,
-        pairing: architecture.pairing(),
-    })
-}
-
-/// Factor on the angles of linear scaling; other kinds of scaling are refused.
-fn rope_scale(keys: &Keys<'_>) -> Result<f32> {
-    let key = keys.key("rope.scaling.type");
-    match keys.metadata.str_key(&key)? {
-        Some("none") => return Ok(1.0),
-        None | Some("linear") => {}
-        Some(kind) => {
-            let what = format!("rope scaling \"{kind}\"");
-            return Err(keys.unsupported(&key, what, "supported are none, linear and rope_freqs"));
-        }
-    }
-    for rest in ["rope.scaling.factor", "rope.scale_linear"] {
-        let key = keys.key(rest);
-        match keys.metadata.f32_key(&key)? {
-            // Zero is how writers say that there is none.
-            None | Some(0.0) => {}
-            Some(f) if f.is_finite() && f > 0.0 => return Ok(1.0 / f),
-            Some(f) => return Err(keys.bad(&key, format!("is {f}, expected a number above 0"))),
-        }
-    }
-    Ok(1.0)
 }
 
 /// Token ids: the key, or the number of token texts.

@@ -1,13 +1,28 @@
 //! Architectures: a configuration and how it records its layers. No kernels, no device.
+//!
+//! `family` is the table: a row an architecture, from a file of its own. `config` and `rope` read
+//! the keys, `weights` checks the tensors, `decoder` records the layers of all of them.
 
 mod config;
+mod decoder;
+mod family;
+mod gemma2;
+mod gemma3;
+mod keys;
 mod llama;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3moe;
+mod rope;
 mod weights;
 
-pub use config::{Architecture, ModelConfig, RopeConfig};
+pub use config::{Experts, LocalLayers, ModelConfig};
+pub use family::{Architecture, SUPPORTED};
+pub use rope::{RopeConfig, RopeScaling};
 pub(crate) use weights::read_vector;
 pub use weights::{
-    CheckedMatrix, CheckedVector, LayerRole, Projection, ValidatedLayerWeights,
+    CheckedMatrix, CheckedVector, FeedForward, Projection, ValidatedLayerWeights,
     ValidatedModelWeights,
 };
 
@@ -15,9 +30,6 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::ops::KvType;
 use crate::plan::DecodePlan;
-
-/// Architectures that are served, by the name in `general.architecture`.
-pub const SUPPORTED: [&str; 2] = ["llama", "qwen2"];
 
 /// What a plan is made for, beside the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,5 +48,5 @@ pub struct PlanOptions {
 /// [`crate::error::Error::InvalidModel`] naming the key or tensor that is wrong.
 pub fn record(checkpoint: &Checkpoint, options: PlanOptions) -> Result<DecodePlan> {
     let config = ModelConfig::read(checkpoint)?;
-    llama::record(checkpoint, &config, options)
+    decoder::record(checkpoint, &config, options)
 }

@@ -1,15 +1,16 @@
 //! The tensors of a model, checked once: presence, type, shape and size.
 
-use super::ModelConfig;
+use super::{Experts, ModelConfig, RopeScaling};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
 use std::collections::HashSet;
 
-/// A matrix of the checkpoint that has been checked.
+/// A matrix of the checkpoint that has been checked: a tensor, or rows of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedMatrix {
     name: String,
+    first_row: u32,
     format: QuantFormat,
     rows: u32,
     columns: u32,
@@ -19,6 +20,11 @@ impl CheckedMatrix {
     /// Tensor name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Row of the tensor at which the matrix begins.
+    pub fn first_row(&self) -> u32 {
+        self.first_row
     }
 
     /// Weight format.
@@ -37,10 +43,12 @@ impl CheckedMatrix {
     }
 }
 
-/// A vector of the checkpoint that has been checked; of any format, converted to f32 exactly.
+/// A vector of the checkpoint that has been checked: a tensor, or a part of one; of any format,
+/// converted to f32 exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedVector {
     name: String,
+    first: u32,
     len: u32,
 }
 
@@ -48,6 +56,11 @@ impl CheckedVector {
     /// Tensor name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Element of the tensor at which the vector begins.
+    pub fn first(&self) -> u32 {
+        self.first
     }
 
     /// Elements.
@@ -70,57 +83,40 @@ pub struct Projection {
     pub bias: Option<CheckedVector>,
 }
 
-/// The matrices of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LayerRole {
-    /// Queries from the residual stream.
-    Query,
-    /// Keys from the residual stream.
-    Key,
-    /// Values from the residual stream.
-    Value,
-    /// Attention back to the residual stream.
-    Output,
-    /// Gate of the feed-forward block.
-    Gate,
-    /// The gated part of the feed-forward block.
-    Up,
-    /// Feed-forward block back to the residual stream.
-    Down,
+impl Projection {
+    /// Rows `from..from + rows`.
+    fn part(&self, from: u32, rows: u32) -> Self {
+        let weight = CheckedMatrix { first_row: from, rows, ..self.weight.clone() };
+        let bias = self.bias.clone().map(|b| CheckedVector { first: from, len: rows, ..b });
+        Self { weight, bias }
+    }
 }
 
-impl LayerRole {
-    /// All of them, in the order of a layer.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// Tensor name without layer and ending.
-    pub fn tensor(self) -> &'static str {
-        match self {
-            Self::Query => "attn_q",
-            Self::Key => "attn_k",
-            Self::Value => "attn_v",
-            Self::Output => "attn_output",
-            Self::Gate => "ffn_gate",
-            Self::Up => "ffn_up",
-            Self::Down => "ffn_down",
-        }
-    }
-
-    /// `(rows, columns)` that a configuration asks for.
-    fn shape(self, c: &ModelConfig) -> (u32, u32) {
-        match self {
-            Self::Query => (c.q_rows(), c.hidden),
-            Self::Key | Self::Value => (c.kv_rows(), c.hidden),
-            Self::Output => (c.hidden, c.q_rows()),
-            Self::Gate | Self::Up => (c.ffn, c.hidden),
-            Self::Down => (c.hidden, c.ffn),
-        }
-    }
-
-    fn needs_bias(self, c: &ModelConfig) -> bool {
-        matches!(self, Self::Query | Self::Key | Self::Value) && c.architecture.needs_qkv_bias()
-    }
+/// The matrices of a layer's feed-forward block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// One block.
+    Dense {
+        /// Gate, `[ffn, hidden]`.
+        gate: Projection,
+        /// The gated part, `[ffn, hidden]`.
+        up: Projection,
+        /// Back to the residual stream, `[hidden, ffn]`.
+        down: Projection,
+    },
+    /// One block an expert.
+    Experts {
+        /// How many, and their size.
+        size: Experts,
+        /// Chooses, `[experts, hidden]`.
+        router: Projection,
+        /// Gates, `[experts · ffn, hidden]`, expert after expert.
+        gate: CheckedMatrix,
+        /// The gated parts, `[experts · ffn, hidden]`.
+        up: CheckedMatrix,
+        /// Back to the residual stream, `[experts · hidden, ffn]`.
+        down: CheckedMatrix,
+    },
 }
 
 /// The weights of one layer. The only way to one is [`validate`](Self::validate): whoever holds
@@ -128,8 +124,13 @@ impl LayerRole {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidatedLayerWeights {
     attn_norm: CheckedVector,
+    qkv: [Projection; 3],
+    head_norms: Option<[CheckedVector; 2]>,
+    output: Projection,
+    post_attn_norm: Option<CheckedVector>,
     ffn_norm: CheckedVector,
-    projections: [Projection; 7],
+    feed_forward: FeedForward,
+    post_ffn_norm: Option<CheckedVector>,
 }
 
 impl ValidatedLayerWeights {
@@ -141,48 +142,27 @@ impl ValidatedLayerWeights {
     /// [`Error::InvalidModel`] with [`Defect::MissingTensor`] or [`Defect::ShapeMismatch`] naming
     /// the tensor; [`Error::Unsupported`] for a tensor of the layer that would be ignored.
     pub fn validate(checkpoint: &Checkpoint, config: &ModelConfig, layer: u32) -> Result<Self> {
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let mut known = HashSet::new();
-        let mut norm = |part: &str| {
-            let v = vector(checkpoint, &name(part), config.hidden)?;
-            known.insert(v.name.clone());
-            Ok::<_, Error>(v)
+        let family = config.architecture.family();
+        let hidden = config.hidden;
+        let mut own = Layer { checkpoint, prefix: format!("blk.{layer}."), known: HashSet::new() };
+        let weights = Self {
+            attn_norm: own.vector("attn_norm.weight", hidden)?,
+            qkv: own.qkv(config)?,
+            head_norms: match family.head_norms {
+                true => Some([
+                    own.vector("attn_q_norm.weight", config.head_dim)?,
+                    own.vector("attn_k_norm.weight", config.head_dim)?,
+                ]),
+                false => None,
+            },
+            output: own.projection("attn_output", hidden, config.q_rows())?,
+            post_attn_norm: own.when(family.post_norms, "post_attention_norm.weight", hidden)?,
+            ffn_norm: own.vector("ffn_norm.weight", hidden)?,
+            feed_forward: own.feed_forward(config)?,
+            post_ffn_norm: own.when(family.post_norms, "post_ffw_norm.weight", hidden)?,
         };
-        let attn_norm = norm("attn_norm.weight")?;
-        let ffn_norm = norm("ffn_norm.weight")?;
-        // Fused projections stand in for the separate ones: better to say so than "missing".
-        let fused = name("attn_qkv.weight");
-        if checkpoint.tensor(&fused).is_some() {
-            return Err(unknown(checkpoint, &fused));
-        }
-        let mut project = |role: LayerRole| {
-            let (rows, columns) = role.shape(config);
-            let part = role.tensor();
-            let weight = matrix(checkpoint, &name(&format!("{part}.weight")), rows, columns)?;
-            let bias = name(&format!("{part}.bias"));
-            let bias = (role.needs_bias(config) || checkpoint.tensor(&bias).is_some())
-                .then(|| vector(checkpoint, &bias, rows))
-                .transpose()?;
-            known.insert(weight.name.clone());
-            known.extend(bias.iter().map(|b| b.name.clone()));
-            Ok::<_, Error>(Projection { weight, bias })
-        };
-        let [q, k, v, o, gate, up, down] = LayerRole::ALL;
-        let projections = [
-            project(q)?,
-            project(k)?,
-            project(v)?,
-            project(o)?,
-            project(gate)?,
-            project(up)?,
-            project(down)?,
-        ];
-        let prefix = name("");
-        let mut own = checkpoint.tensors().iter().filter(|t| t.name.starts_with(&prefix));
-        match own.find(|t| !known.contains(&t.name)) {
-            Some(extra) => Err(unknown(checkpoint, &extra.name)),
-            None => Ok(Self { attn_norm, ffn_norm, projections }),
-        }
+        own.refuse_others()?;
+        Ok(weights)
     }
 
     /// Gain of the norm before attention, `[hidden]`.
@@ -190,14 +170,144 @@ impl ValidatedLayerWeights {
         &self.attn_norm
     }
 
+    /// Query, key and value: `[q_rows, hidden]`, `[kv_rows, hidden]` twice.
+    pub fn qkv(&self) -> &[Projection; 3] {
+        &self.qkv
+    }
+
+    /// Gains of the norms of each query and key head, `[head_dim]` each.
+    pub fn head_norms(&self) -> Option<&[CheckedVector; 2]> {
+        self.head_norms.as_ref()
+    }
+
+    /// Attention back to the residual stream, `[hidden, q_rows]`.
+    pub fn output(&self) -> &Projection {
+        &self.output
+    }
+
+    /// Gain of the norm of what attention adds to the residual stream, `[hidden]`.
+    pub fn post_attn_norm(&self) -> Option<&CheckedVector> {
+        self.post_attn_norm.as_ref()
+    }
+
     /// Gain of the norm before the feed-forward block, `[hidden]`.
     pub fn ffn_norm(&self) -> &CheckedVector {
         &self.ffn_norm
     }
 
-    /// One of the matrices.
-    pub fn projection(&self, role: LayerRole) -> &Projection {
-        &self.projections[role as usize]
+    /// Matrices of the feed-forward block.
+    pub fn feed_forward(&self) -> &FeedForward {
+        &self.feed_forward
+    }
+
+    /// Gain of the norm of what the feed-forward block adds to the residual stream, `[hidden]`.
+    pub fn post_ffn_norm(&self) -> Option<&CheckedVector> {
+        self.post_ffn_norm.as_ref()
+    }
+}
+
+/// The tensors of one layer, and which of them have been asked for.
+struct Layer<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+    known: HashSet<String>,
+}
+
+impl Layer<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("{}{part}", self.prefix)
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.checkpoint.tensor(&self.name(part)).is_some()
+    }
+
+    fn vector(&mut self, part: &str, len: u32) -> Result<CheckedVector> {
+        let v = vector(self.checkpoint, &self.name(part), len)?;
+        self.known.insert(v.name.clone());
+        Ok(v)
+    }
+
+    fn when(&mut self, there: bool, part: &str, len: u32) -> Result<Option<CheckedVector>> {
+        there.then(|| self.vector(part, len)).transpose()
+    }
+
+    /// `<part>.weight` and, where it is there, `<part>.bias`.
+    fn projection(&mut self, part: &str, rows: u32, columns: u32) -> Result<Projection> {
+        let name = self.name(&format!("{part}.weight"));
+        let weight = matrix(self.checkpoint, &name, rows, columns)?;
+        self.known.insert(name);
+        let bias = format!("{part}.bias");
+        let bias = self.when(self.has(&bias), &bias, rows)?;
+        Ok(Projection { weight, bias })
+    }
+
+    /// Query, key and value, from one tensor where there is `attn_qkv`.
+    fn qkv(&mut self, config: &ModelConfig) -> Result<[Projection; 3]> {
+        let family = config.architecture.family();
+        let (hidden, q_rows, kv_rows) = (config.hidden, config.q_rows(), config.kv_rows());
+        let parts = [("attn_q", q_rows), ("attn_k", kv_rows), ("attn_v", kv_rows)];
+        let mut qkv = if family.fused || self.has("attn_qkv.weight") {
+            let all = self.projection("attn_qkv", q_rows + 2 * kv_rows, hidden)?;
+            let (k, v) = (q_rows, q_rows + kv_rows);
+            [all.part(0, q_rows), all.part(k, kv_rows), all.part(v, kv_rows)]
+        } else {
+            let [q, k, v] = parts.map(|(part, rows)| self.projection(part, rows, hidden));
+            [q?, k?, v?]
+        };
+        // Biases may stand apart also where the matrices do not.
+        for (projection, (part, rows)) in qkv.iter_mut().zip(parts) {
+            let bias = format!("{part}.bias");
+            let missing = family.qkv_bias && projection.bias.is_none();
+            if missing || projection.bias.is_none() && self.has(&bias) {
+                projection.bias = Some(self.vector(&bias, rows)?);
+            }
+        }
+        Ok(qkv)
+    }
+
+    fn feed_forward(&mut self, config: &ModelConfig) -> Result<FeedForward> {
+        let (hidden, ffn) = (config.hidden, config.ffn);
+        if let Some(size @ Experts { count, ffn, .. }) = config.experts {
+            return Ok(FeedForward::Experts {
+                size,
+                router: self.projection("ffn_gate_inp", count, hidden)?,
+                gate: self.experts("ffn_gate_exps.weight", count, ffn, hidden)?,
+                up: self.experts("ffn_up_exps.weight", count, ffn, hidden)?,
+                down: self.experts("ffn_down_exps.weight", count, hidden, ffn)?,
+            });
+        }
+        let [gate, up] = if config.architecture.family().fused {
+            // One matrix, gate first.
+            let both = self.projection("ffn_up", 2 * ffn, hidden)?;
+            [both.part(0, ffn), both.part(ffn, ffn)]
+        } else {
+            [self.projection("ffn_gate", ffn, hidden)?, self.projection("ffn_up", ffn, hidden)?]
+        };
+        Ok(FeedForward::Dense { gate, up, down: self.projection("ffn_down", hidden, ffn)? })
+    }
+
+    /// The matrices `[rows, columns]` of all experts as one.
+    fn experts(
+        &mut self,
+        part: &str,
+        count: u32,
+        rows: u32,
+        columns: u32,
+    ) -> Result<CheckedMatrix> {
+        let name = self.name(part);
+        let format = with_shape(self.checkpoint, &name, &[columns, rows, count])?.format;
+        self.known.insert(name.clone());
+        Ok(CheckedMatrix { name, first_row: 0, format, rows: rows * count, columns })
+    }
+
+    /// A tensor of the layer that nobody asked for would be left out of the answer.
+    fn refuse_others(&self) -> Result<()> {
+        let mut own = self.checkpoint.tensors().iter().filter(|t| t.name.starts_with(&self.prefix));
+        match own.find(|t| !self.known.contains(&t.name)) {
+            Some(extra) => Err(unknown(self.checkpoint, &extra.name)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -207,7 +317,16 @@ pub struct ValidatedModelWeights {
     embedding: CheckedMatrix,
     final_norm: CheckedVector,
     head: Projection,
-    rope_factors: Option<CheckedVector>,
+    rope_divisors: RopeDivisors,
+}
+
+/// Divisors of the rotary frequencies, `[rotary / 2]` each, where the file has some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RopeDivisors {
+    /// At any length of the context: `rope_freqs.weight`.
+    pub(super) any: Option<CheckedVector>,
+    /// Up to the original length, and beyond it.
+    pub(super) by_length: Option<[CheckedVector; 2]>,
 }
 
 impl ValidatedModelWeights {
@@ -228,7 +347,18 @@ impl ValidatedModelWeights {
             None => embedding.clone(),
         };
         let head = Projection { weight, bias: optional("output.bias", vocab)? };
-        let rope_factors = optional("rope_freqs.weight", config.rope.rotary / 2)?;
+        let half = config.rope.rotary / 2;
+        let lengths = ["rope_factors_short.weight", "rope_factors_long.weight"];
+        // Each needs the other; LongRoPE needs both.
+        let long = config.rope.scaling == RopeScaling::Long
+            || lengths.iter().any(|name| checkpoint.tensor(name).is_some());
+        let by_length = match long {
+            true => {
+                Some([vector(checkpoint, lengths[0], half)?, vector(checkpoint, lengths[1], half)?])
+            }
+            false => None,
+        };
+        let rope_divisors = RopeDivisors { any: optional("rope_freqs.weight", half)?, by_length };
         for t in checkpoint.tensors() {
             match t.name.strip_prefix("blk.") {
                 Some(rest) if !in_layers(rest, config.layers) => {
@@ -242,6 +372,8 @@ impl ValidatedModelWeights {
                         "output.weight",
                         "output.bias",
                         "rope_freqs.weight",
+                        lengths[0],
+                        lengths[1],
                     ];
                     if !known.contains(&t.name.as_str()) {
                         let path = checkpoint.path().display();
@@ -250,7 +382,7 @@ impl ValidatedModelWeights {
                 }
             }
         }
-        Ok(Self { embedding, final_norm, head, rope_factors })
+        Ok(Self { embedding, final_norm, head, rope_divisors })
     }
 
     /// Token embeddings, `[vocab, hidden]`.
@@ -268,9 +400,8 @@ impl ValidatedModelWeights {
         &self.head
     }
 
-    /// Divisors of the rotary frequencies, `[rotary / 2]`.
-    pub fn rope_factors(&self) -> Option<&CheckedVector> {
-        self.rope_factors.as_ref()
+    pub(super) fn rope_divisors(&self) -> &RopeDivisors {
+        &self.rope_divisors
     }
 }
 
@@ -323,12 +454,13 @@ fn with_shape<'a>(checkpoint: &'a Checkpoint, name: &str, want: &[u32]) -> Resul
 
 fn matrix(checkpoint: &Checkpoint, name: &str, rows: u32, columns: u32) -> Result<CheckedMatrix> {
     let info = with_shape(checkpoint, name, &[columns, rows])?;
-    Ok(CheckedMatrix { name: name.to_owned(), format: info.format, rows, columns })
+    let (name, format) = (name.to_owned(), info.format);
+    Ok(CheckedMatrix { name, first_row: 0, format, rows, columns })
 }
 
 fn vector(checkpoint: &Checkpoint, name: &str, len: u32) -> Result<CheckedVector> {
     with_shape(checkpoint, name, &[len])?;
-    Ok(CheckedVector { name: name.to_owned(), len })
+    Ok(CheckedVector { name: name.to_owned(), first: 0, len })
 }
 
 /// A vector of the checkpoint as f32, whatever its format.

@@ -315,8 +315,14 @@ fn is_scratch(op: &Op, buf: Buf) -> bool {
         | Op::Rope(_)
         | Op::KvAppend(_)
         | Op::Add(_)
-        | Op::SwiGlu(_)
+        | Op::Glu(_)
+        | Op::Softcap(_)
+        | Op::TopK(_)
+        | Op::ExpertMatVec(_)
+        | Op::ExpertSum(_)
         | Op::Qkv(_)
+        | Op::HeadRope(_)
+        | Op::NormAdd(_)
         | Op::Project(_)
         | Op::GateUp(_) => false,
     }
@@ -327,14 +333,20 @@ fn written_cache(op: &Op) -> Option<CacheRef> {
     match op {
         Op::KvAppend(a) => Some(a.cache),
         Op::Qkv(q) => Some(q.append.cache),
+        Op::HeadRope(h) => Some(h.append.cache),
         Op::Attention(_)
         | Op::Embed(_)
         | Op::RmsNorm(_)
         | Op::MatVec(_)
         | Op::Rope(_)
         | Op::Add(_)
-        | Op::SwiGlu(_)
+        | Op::Glu(_)
+        | Op::Softcap(_)
+        | Op::TopK(_)
+        | Op::ExpertMatVec(_)
+        | Op::ExpertSum(_)
         | Op::Argmax(_)
+        | Op::NormAdd(_)
         | Op::Project(_)
         | Op::GateUp(_)
         | Op::LmHead(_) => None,

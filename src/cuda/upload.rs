@@ -92,8 +92,10 @@ enum What<'a> {
         layout: TileLayout,
         order: RowOrder,
     },
+    /// Elements of a tensor from `first` on.
     Vector {
         info: &'a TensorInfo,
+        first: usize,
     },
     Computed {
         values: &'a [f32],
@@ -105,7 +107,7 @@ impl Piece<'_> {
     fn announce(&self, checkpoint: &Checkpoint) {
         match &self.what {
             What::Rows { info, from, .. } => checkpoint.will_read(info, *from, self.file_bytes),
-            What::Vector { info } => checkpoint.will_read(info, 0, self.file_bytes),
+            What::Vector { info, .. } => checkpoint.will_read(info, 0, self.file_bytes),
             What::Computed { .. } => {}
         }
     }
@@ -119,12 +121,13 @@ impl Piece<'_> {
                 checkpoint.read(info, *from, file)?;
                 layout.pack(file, *order, 0, out)
             }
-            What::Vector { info } => {
+            What::Vector { info, first } => {
                 file.resize(self.file_bytes as usize, 0);
                 checkpoint.read(info, 0, file)?;
-                let mut values = vec![0.0f32; out.len() / 4];
+                // Checked to hold the elements when it was cut.
+                let mut values = vec![0.0f32; info.columns() as usize];
                 info.format.decode_row(file, &mut values);
-                out.copy_from_slice(bytemuck::cast_slice(&values));
+                out.copy_from_slice(bytemuck::cast_slice(&values[*first..first + out.len() / 4]));
                 Ok(())
             }
             What::Computed { values } => {
@@ -168,17 +171,19 @@ fn cut<'a>(
         Err(Error::invalid(checkpoint.path(), &info.name, None, Defect::ShapeMismatch, why))
     };
     match spec {
-        WeightSpec::Matrix { name, format, rows, columns, order } => {
+        WeightSpec::Matrix { name, first_row, format, rows, columns, order } => {
             let info = tensor(checkpoint, name)?;
+            let first_row = u64::from(*first_row);
             let row_bytes = format.row_bytes(*columns as usize).unwrap_or(0) as u64;
             let fits = info.format == *format
                 && info.columns() == u64::from(*columns)
-                && info.rows() == u64::from(*rows)
+                && info.rows() >= first_row + u64::from(*rows)
                 && row_bytes > 0
-                && row_bytes.checked_mul(u64::from(*rows)) == Some(info.bytes)
+                && row_bytes.checked_mul(info.rows()) == Some(info.bytes)
                 && order.permutes(*rows as usize);
             if !fits {
-                return mismatch(info, format!("{format} [{columns}, {rows}] in order {order:?}"));
+                let wanted = format!("{format} [{columns}, {rows}] from row {first_row} on");
+                return mismatch(info, format!("{wanted} in order {order:?}"));
             }
             let tile_bytes = layout(*format, *rows, *columns).tile_bytes() as u64;
             let step = row_step(*order);
@@ -191,21 +196,28 @@ fn cut<'a>(
                     to: to + row / tile::ROWS as u64 * tile_bytes,
                     bytes: layout.bytes() as u64,
                     file_bytes: count * row_bytes,
-                    what: What::Rows { info, from: row * row_bytes, layout, order: *order },
+                    what: What::Rows {
+                        info,
+                        from: (first_row + row) * row_bytes,
+                        layout,
+                        order: *order,
+                    },
                 });
                 row += count;
             }
         }
-        WeightSpec::Vector { name, len } => {
+        WeightSpec::Vector { name, first, len } => {
             let info = tensor(checkpoint, name)?;
-            let elements = info.columns().checked_mul(info.rows());
-            if elements != Some(u64::from(*len))
-                || info.format.row_bytes(*len as usize).map(|b| b as u64) != Some(info.bytes)
+            let elements = info.columns();
+            if info.rows() != 1
+                || elements < u64::from(*first) + u64::from(*len)
+                || info.format.row_bytes(elements as usize).map(|b| b as u64) != Some(info.bytes)
             {
-                return mismatch(info, format!("{len} elements"));
+                return mismatch(info, format!("{len} elements from {first} on"));
             }
             let (bytes, file_bytes) = (u64::from(*len) * 4, info.bytes);
-            pieces.push(Piece { to, bytes, file_bytes, what: What::Vector { info } });
+            let what = What::Vector { info, first: *first as usize };
+            pieces.push(Piece { to, bytes, file_bytes, what });
         }
         WeightSpec::Computed { values, .. } => {
             let bytes = values.len() as u64 * 4;
@@ -385,6 +397,7 @@ mod tests {
     fn matrices(checkpoint: &Checkpoint, order: RowOrder) -> Vec<WeightSpec> {
         let of = |t: &TensorInfo| WeightSpec::Matrix {
             name: t.name.clone(),
+            first_row: 0,
             format: t.format,
             rows: t.rows() as u32,
             columns: t.columns() as u32,
@@ -401,7 +414,13 @@ mod tests {
         weights.push(WeightSpec::Computed { name: "freqs".into(), values: vec![1.5, -2.0, 3.0] });
         let vector = checkpoint.tensors().iter().find(|t| t.shape.len() == 1).unwrap();
         let len = vector.columns() as u32;
-        weights.push(WeightSpec::Vector { name: vector.name.clone(), len });
+        weights.push(WeightSpec::Vector { name: vector.name.clone(), first: 0, len });
+        // Parts of tensors.
+        let matrix = checkpoint.tensors().iter().find(|t| t.name.contains("attn_q")).unwrap();
+        let (name, format) = (matrix.name.clone(), matrix.format);
+        let (rows, columns, order) = (64, matrix.columns() as u32, RowOrder::Natural);
+        weights.push(WeightSpec::Matrix { name, first_row: 33, format, rows, columns, order });
+        weights.push(WeightSpec::Vector { name: vector.name.clone(), first: 3, len: len - 5 });
         let plan = plan(weights);
         let map = WeightMap::of(&plan).unwrap();
         let fake = Fake(Arc::new(Mutex::new((vec![0; map.bytes as usize], 0))));
@@ -411,18 +430,20 @@ mod tests {
         for (spec, offset) in plan.weights.iter().zip(&map.offsets) {
             assert!(offset.is_multiple_of(ALIGNMENT));
             let expected: Vec<u8> = match spec {
-                WeightSpec::Matrix { name, format, rows, columns, order } => {
+                WeightSpec::Matrix { name, first_row, format, rows, columns, order } => {
                     let layout = layout(*format, *rows, *columns);
                     let file = checkpoint.read_all(checkpoint.tensor(name).unwrap()).unwrap();
+                    let row = format.row_bytes(*columns as usize).unwrap();
+                    let file = &file[*first_row as usize * row..][..*rows as usize * row];
                     let mut out = vec![0; layout.bytes()];
-                    layout.pack(&file, *order, 0, &mut out).unwrap();
+                    layout.pack(file, *order, 0, &mut out).unwrap();
                     out
                 }
-                WeightSpec::Vector { name, len } => {
-                    let file = checkpoint.read_all(checkpoint.tensor(name).unwrap()).unwrap();
-                    let mut out = vec![0.0f32; *len as usize];
-                    vector.format.decode_row(&file, &mut out);
-                    bytemuck::cast_slice(&out).to_vec()
+                WeightSpec::Vector { name, first, len } => {
+                    let info = checkpoint.tensor(name).unwrap();
+                    let mut out = vec![0.0f32; info.columns() as usize];
+                    info.format.decode_row(&checkpoint.read_all(info).unwrap(), &mut out);
+                    bytemuck::cast_slice(&out[*first as usize..][..*len as usize]).to_vec()
                 }
                 WeightSpec::Computed { values, .. } => bytemuck::cast_slice(values).to_vec(),
             };
@@ -468,7 +489,7 @@ mod tests {
         let fake = Fake(Arc::new(Mutex::new((vec![], 0))));
         let mut weights = matrices(&checkpoint, RowOrder::Natural);
         if let WeightSpec::Matrix { rows, .. } = &mut weights[1] {
-            *rows -= 16;
+            *rows += 16;
         }
         let name = weights[1].name().to_owned();
         let wrong = plan(weights);
@@ -476,7 +497,7 @@ mod tests {
         let error = upload(&checkpoint, &wrong, &map, fake.clone(), &mut |_, _| {}).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert!(error.to_string().contains(&name), "{error}");
-        let absent = plan(vec![WeightSpec::Vector { name: "no.such".into(), len: 4 }]);
+        let absent = plan(vec![WeightSpec::Vector { name: "no.such".into(), first: 0, len: 4 }]);
         let map = WeightMap::of(&absent).unwrap();
         let error = upload(&checkpoint, &absent, &map, fake.clone(), &mut |_, _| {}).unwrap_err();
         assert!(error.to_string().contains("no.such"), "{error}");

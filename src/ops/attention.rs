@@ -1,8 +1,8 @@
-//! `out[h] = Σ_p softmax_p(scale · q[h] · keys[g(h), p]) values[g(h), p]`, `p ≤ position`,
-//! `g(h) = h · kv_heads / heads`
+//! `out[h] = Σ_p softmax_p(cap(scale · q[h] · keys[g(h), p])) values[g(h), p]`,
+//! `position − window < p ≤ position`, `g(h) = h · kv_heads / heads`, `cap(s) = c · tanh(s / c)`
 
 use super::product::dot;
-use super::{Arg, Buf, CacheRef, Describe, Gpu, HostMemory, Launch, Traffic, WeightId};
+use super::{Arg, Buf, CacheRef, Describe, Gpu, HostMemory, Launch, Softcap, Traffic, WeightId};
 use rayon::prelude::*;
 
 /// Attention of one token over the cache; the query heads of a group share keys and values.
@@ -20,12 +20,21 @@ pub struct Attention {
     pub heads: u32,
     /// Factor on the scores, normally `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Bound of the scores, where they are capped.
+    pub softcap: Option<f32>,
+    /// Positions that are seen, this one included, where they are limited.
+    pub window: Option<u32>,
 }
 
 impl Attention {
     /// Query heads that share one key/value head.
     pub fn group(&self) -> u32 {
         self.heads / self.cache.kv_heads
+    }
+
+    /// The first position that the token at `position` sees.
+    pub fn first(&self, position: u32) -> u32 {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// Blocks of a key/value head: parts of the context, or for a short one query heads and parts.
@@ -59,7 +68,9 @@ impl Describe for Attention {
 
     fn shape(&self) -> String {
         let c = &self.cache;
-        format!("[{}, {}] over {} {} heads", self.heads, c.head_dim, c.kv_heads, c.kind.name())
+        let window = self.window.map(|w| format!(", window {w}")).unwrap_or_default();
+        let (heads, dim, kind) = (self.heads, c.head_dim, c.kind.name());
+        format!("[{heads}, {dim}] over {} {kind} heads{window}", c.kv_heads)
     }
 
     fn reads(&self) -> Vec<Buf> {
@@ -78,7 +89,8 @@ impl Describe for Attention {
         let c = &self.cache;
         let per_position = 2 * u64::from(c.kv_heads * c.head_dim) * c.kind.bytes();
         let io = 8 * u64::from(self.heads * c.head_dim);
-        Traffic { weights: 0, kv: per_position * (u64::from(position) + 1), activations: io }
+        let seen = u64::from(position - self.first(position)) + 1;
+        Traffic { weights: 0, kv: per_position * seen, activations: io }
     }
 
     fn launch(&self, gpu: &Gpu) -> Launch {
@@ -106,13 +118,17 @@ impl Describe for Attention {
                 Arg::U32(c.capacity),
                 Arg::U32(splits),
                 Arg::F32(self.scale),
+                // 0: no limit, no cap.
+                Arg::U32(self.window.unwrap_or(0)),
+                Arg::F32(self.softcap.unwrap_or(0.0)),
             ],
         }
     }
 
     fn reference(&self, mem: &mut HostMemory) {
         let q = mem.buf(self.q).to_vec();
-        let (c, n) = (self.cache, mem.state.position as usize + 1);
+        let (c, position) = (self.cache, mem.state.position);
+        let (first, n) = (self.first(position) as usize, position as usize + 1);
         let (dim, capacity, group) = (c.head_dim as usize, c.capacity as usize, self.group());
         let mut out = vec![0.0f32; q.len()];
         let (keys, values) = mem.cache(c.layer);
@@ -120,11 +136,15 @@ impl Describe for Attention {
             let base = h / group as usize * capacity * dim;
             let at = |p: usize| base + p * dim..base + (p + 1) * dim;
             let q = &q[h * dim..(h + 1) * dim];
-            let mut w: Vec<f32> = (0..n).map(|p| self.scale * dot(q, &keys[at(p)])).collect();
+            let score = |p| {
+                let s = self.scale * dot(q, &keys[at(p)]);
+                self.softcap.map_or(s, |cap| Softcap::of(cap, s))
+            };
+            let mut w: Vec<f32> = (first..n).map(score).collect();
             let max = w.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             w.iter_mut().for_each(|w| *w = (*w - max).exp());
             let sum: f64 = w.iter().map(|w| f64::from(*w)).sum();
-            for (p, w) in w.iter().enumerate() {
+            for (p, w) in (first..n).zip(&w) {
                 for (o, v) in out.iter_mut().zip(&values[at(p)]) {
                     *o += w * v;
                 }

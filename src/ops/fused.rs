@@ -2,8 +2,8 @@
 
 use super::gemv::{self, Geometry, launch_with, norm_args, optional, tiles};
 use super::{
-    Add, Arg, Argmax, Buf, Describe, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec, Pairing,
-    RmsNorm, Rope, SwiGlu, Traffic, WeightId,
+    Add, Arg, Argmax, Buf, Describe, Glu, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec,
+    Pairing, RmsNorm, Rope, Traffic, WeightId,
 };
 use crate::quant::QuantFormat;
 
@@ -124,6 +124,144 @@ impl Describe for Qkv {
     }
 }
 
+/// Norms of the query and key heads, their rotation and the cache append: what comes after plain
+/// projections where an architecture normalises heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadRope {
+    /// Of the query heads.
+    pub q_norm: RmsNorm,
+    /// Of the key heads.
+    pub k_norm: RmsNorm,
+    /// Rotation of the queries.
+    pub rope_q: Rope,
+    /// Rotation of the keys.
+    pub rope_k: Rope,
+    /// Append of keys and values.
+    pub append: KvAppend,
+}
+
+impl HeadRope {
+    pub(super) fn parts(&self) -> [&dyn Describe; 5] {
+        [&self.q_norm, &self.k_norm, &self.rope_q, &self.rope_k, &self.append]
+    }
+}
+
+impl Describe for HeadRope {
+    fn name(&self) -> &'static str {
+        "head_rope"
+    }
+
+    fn shape(&self) -> String {
+        let (q, c) = (&self.rope_q, &self.append.cache);
+        let (heads, kind) = (q.heads, c.kind.name());
+        format!("[{heads}+{}, {}] rotary {} {kind}", c.kv_heads, q.head_dim, q.rotary())
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.q_norm.x, self.k_norm.x, self.append.v]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.q_norm.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        weights_of(&self.parts())
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let (q, c) = (&self.rope_q, &self.append.cache);
+        let io = 8 * u64::from((q.heads + c.kv_heads) * q.head_dim);
+        traffic_of(&self.parts(), position, io)
+    }
+
+    fn launch(&self, _gpu: &Gpu) -> Launch {
+        let (q, c) = (&self.rope_q, &self.append.cache);
+        Launch {
+            module: "elementwise".into(),
+            kernel: format!("head_rope_{}", c.kind.name()),
+            grid: q.heads + c.kv_heads,
+            block: q.head_dim.next_multiple_of(32),
+            cluster: 1,
+            shared_bytes: 0,
+            programmatic: true,
+            args: vec![
+                Arg::Step,
+                Arg::Buf(self.q_norm.x),
+                Arg::Buf(self.k_norm.x),
+                Arg::Buf(self.append.v),
+                Arg::Weight(self.q_norm.gain.id),
+                Arg::Weight(self.k_norm.gain.id),
+                Arg::F32(self.q_norm.eps),
+                Arg::Weight(q.freqs.id),
+                Arg::Buf(self.q_norm.out),
+                Arg::Keys(c.layer),
+                Arg::Values(c.layer),
+                Arg::U32(q.heads),
+                Arg::U32(q.head_dim),
+                Arg::U32(q.freqs.len),
+                Arg::U32(u32::from(q.pairing == Pairing::Halves)),
+                Arg::F32(q.magnitude),
+                Arg::U32(c.capacity),
+            ],
+        }
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.parts().iter().for_each(|op| op.reference(mem));
+    }
+}
+
+/// Norm of what a block adds to the residual stream, and the sum.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormAdd {
+    /// Of a projection.
+    pub norm: RmsNorm,
+    /// The sum.
+    pub add: Add,
+}
+
+impl Describe for NormAdd {
+    fn name(&self) -> &'static str {
+        "norm_add"
+    }
+
+    fn shape(&self) -> String {
+        self.add.shape()
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.norm.x, self.add.out]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.add.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        self.norm.weights()
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        traffic_of(&[&self.norm, &self.add], position, 12 * u64::from(self.add.len))
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        let mut launch = self.norm.launch(gpu);
+        launch.kernel = "norm_add".into();
+        // The same arguments; the output is added to.
+        if let Some(out) = launch.args.iter_mut().find(|a| **a == Arg::Buf(self.norm.out)) {
+            *out = Arg::Buf(self.add.out);
+        }
+        launch
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.norm.reference(mem);
+        self.add.reference(mem);
+    }
+}
+
 /// Which projection back to the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Projection {
@@ -192,8 +330,8 @@ pub struct GateUp {
     pub gate: MatVec,
     /// Up projection, of the gate's format and shape.
     pub up: MatVec,
-    /// Activation.
-    pub act: SwiGlu,
+    /// Activation, [`Silu`](super::Activation::Silu).
+    pub act: Glu,
 }
 
 impl GateUp {

@@ -9,8 +9,11 @@ mod add;
 mod argmax;
 mod attention;
 mod embed;
+mod expert_matvec;
+mod expert_sum;
 pub mod fused;
 pub mod gemv;
+mod glu;
 mod host;
 mod kv_append;
 mod launch;
@@ -18,21 +21,26 @@ mod matvec;
 mod product;
 mod rms_norm;
 mod rope;
+mod softcap;
 mod summary;
-mod swiglu;
+mod top_k;
 
 pub use add::Add;
 pub use argmax::Argmax;
 pub use attention::Attention;
 pub use embed::Embed;
+pub use expert_matvec::ExpertMatVec;
+pub use expert_sum::ExpertSum;
+pub use glu::{Activation, Glu};
 pub use host::{HostMemory, HostState, HostWeight};
 pub use kv_append::KvAppend;
 pub use launch::{Arg, Gpu, Launch};
 pub use matvec::MatVec;
 pub use rms_norm::RmsNorm;
 pub use rope::{Pairing, Rope};
+pub use softcap::Softcap;
 pub use summary::Summary;
-pub use swiglu::SwiGlu;
+pub use top_k::TopK;
 
 use crate::quant::{QuantFormat, RowOrder};
 
@@ -190,12 +198,24 @@ pub enum Op {
     Attention(Attention),
     /// See [`Add`].
     Add(Add),
-    /// See [`SwiGlu`].
-    SwiGlu(SwiGlu),
+    /// See [`Glu`].
+    Glu(Glu),
+    /// See [`Softcap`].
+    Softcap(Softcap),
+    /// See [`TopK`].
+    TopK(TopK),
+    /// See [`ExpertMatVec`].
+    ExpertMatVec(ExpertMatVec),
+    /// See [`ExpertSum`].
+    ExpertSum(ExpertSum),
     /// See [`Argmax`].
     Argmax(Argmax),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
+    /// See [`fused::HeadRope`].
+    HeadRope(Box<fused::HeadRope>),
+    /// See [`fused::NormAdd`].
+    NormAdd(fused::NormAdd),
     /// See [`fused::Project`].
     Project(fused::Project),
     /// See [`fused::GateUp`].
@@ -215,9 +235,15 @@ impl Op {
             Self::KvAppend(op) => op,
             Self::Attention(op) => op,
             Self::Add(op) => op,
-            Self::SwiGlu(op) => op,
+            Self::Glu(op) => op,
+            Self::Softcap(op) => op,
+            Self::TopK(op) => op,
+            Self::ExpertMatVec(op) => op,
+            Self::ExpertSum(op) => op,
             Self::Argmax(op) => op,
             Self::Qkv(op) => op.as_ref(),
+            Self::HeadRope(op) => op.as_ref(),
+            Self::NormAdd(op) => op,
             Self::Project(op) => op,
             Self::GateUp(op) => op,
             Self::LmHead(op) => op,
@@ -228,6 +254,8 @@ impl Op {
     pub fn parts(&self) -> Vec<&dyn Describe> {
         match self {
             Self::Qkv(op) => op.parts().to_vec(),
+            Self::HeadRope(op) => op.parts().to_vec(),
+            Self::NormAdd(op) => vec![&op.norm, &op.add],
             Self::Project(op) => vec![&op.mat, &op.add],
             Self::GateUp(op) => op.parts().to_vec(),
             Self::LmHead(op) => op.parts().to_vec(),
@@ -238,7 +266,11 @@ impl Op {
             | Self::KvAppend(_)
             | Self::Attention(_)
             | Self::Add(_)
-            | Self::SwiGlu(_)
+            | Self::Glu(_)
+            | Self::Softcap(_)
+            | Self::TopK(_)
+            | Self::ExpertMatVec(_)
+            | Self::ExpertSum(_)
             | Self::Argmax(_) => vec![self.describe()],
         }
     }

@@ -1,22 +1,24 @@
-//! `out[i] = x[i] · gain[i] / sqrt(mean(x²) + eps)`
+//! `out[r, i] = x[r, i] · gain[i] / sqrt(mean_i(x[r, i]²) + eps)`
 
 use super::{Arg, Buf, Describe, Gpu, HostMemory, Launch, Traffic, Vector, WeightId};
 
-/// Root-mean-square normalisation of one token's activations.
+/// Root-mean-square normalisation of one token's activations, or of each head of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RmsNorm {
-    /// Input, `[dim]` f32.
+    /// Input, `[rows, dim]` f32.
     pub x: Buf,
     /// `[dim]` f32.
     pub gain: Vector,
-    /// Output, `[dim]` f32; does not overlap `x`.
+    /// Output, `[rows, dim]` f32; does not overlap `x`.
     pub out: Buf,
+    /// Vectors that are normalised alone, with the same gain: 1, or heads.
+    pub rows: u32,
     /// Added to the mean square before the root.
     pub eps: f32,
 }
 
 impl RmsNorm {
-    /// Elements.
+    /// Elements of a row.
     pub fn dim(&self) -> u32 {
         self.gain.len
     }
@@ -28,7 +30,10 @@ impl Describe for RmsNorm {
     }
 
     fn shape(&self) -> String {
-        format!("[{}]", self.dim())
+        match self.rows {
+            1 => format!("[{}]", self.dim()),
+            rows => format!("[{rows}, {}]", self.dim()),
+        }
     }
 
     fn reads(&self) -> Vec<Buf> {
@@ -45,15 +50,16 @@ impl Describe for RmsNorm {
 
     fn traffic(&self, _position: u32) -> Traffic {
         let n = 4 * u64::from(self.dim());
-        Traffic { weights: n, kv: 0, activations: 2 * n }
+        Traffic { weights: n, kv: 0, activations: 2 * n * u64::from(self.rows) }
     }
 
     fn launch(&self, _gpu: &Gpu) -> Launch {
         Launch {
             module: "elementwise".into(),
             kernel: "rms_norm".into(),
-            grid: 1,
-            block: 1024,
+            grid: self.rows,
+            // A head is a few warps' work.
+            block: if self.rows == 1 { 1024 } else { self.dim().next_multiple_of(32).min(1024) },
             cluster: 1,
             shared_bytes: 0,
             programmatic: true,
@@ -69,13 +75,16 @@ impl Describe for RmsNorm {
     }
 
     fn reference(&self, mem: &mut HostMemory) {
-        let x = mem.buf(self.x).to_vec();
-        // f64 for the sum: the reference should not be what limits a comparison.
-        let sum: f64 = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
-        let scale = 1.0 / ((sum / x.len() as f64) as f32 + self.eps).sqrt();
-        let gain = mem.vector(self.gain).to_vec();
-        for ((out, x), g) in mem.buf_mut(self.out).iter_mut().zip(x).zip(gain) {
-            *out = x * scale * g;
+        let (x, gain) = (mem.buf(self.x).to_vec(), mem.vector(self.gain).to_vec());
+        let dim = gain.len();
+        let out = mem.buf_mut(self.out).chunks_exact_mut(dim);
+        for (x, out) in x.chunks_exact(dim).zip(out) {
+            // f64 for the sum: the reference should not be what limits a comparison.
+            let sum: f64 = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            let scale = 1.0 / ((sum / dim as f64) as f32 + self.eps).sqrt();
+            for ((out, x), g) in out.iter_mut().zip(x).zip(&gain) {
+                *out = x * scale * g;
+            }
         }
     }
 }

@@ -62,17 +62,20 @@ impl PlanBuilder {
         })
     }
 
-    /// A matrix of the checkpoint. Naming the same tensor twice gives the same weight.
-    pub fn matrix(&mut self, name: &str, m: Matrix) -> Matrix {
+    /// A matrix of the checkpoint: a tensor from row `first_row` on. Naming the same rows twice
+    /// gives the same weight.
+    pub fn matrix(&mut self, name: &str, first_row: u32, m: Matrix) -> Matrix {
         let Matrix { format, rows, columns, order, .. } = m;
-        let spec = WeightSpec::Matrix { name: name.to_owned(), format, rows, columns, order };
-        Matrix { id: self.weight(format!("{name} {order:?}"), spec), ..m }
+        let key = format!("{name} {first_row}+{rows} {order:?}");
+        let name = name.to_owned();
+        let spec = WeightSpec::Matrix { name, first_row, format, rows, columns, order };
+        Matrix { id: self.weight(key, spec), ..m }
     }
 
-    /// A vector of the checkpoint, as f32.
-    pub fn vector(&mut self, name: &str, len: u32) -> Vector {
-        let spec = WeightSpec::Vector { name: name.to_owned(), len };
-        Vector { id: self.weight(name.to_owned(), spec), len }
+    /// A vector of the checkpoint, as f32: a tensor from element `first` on.
+    pub fn vector(&mut self, name: &str, first: u32, len: u32) -> Vector {
+        let spec = WeightSpec::Vector { name: name.to_owned(), first, len };
+        Vector { id: self.weight(format!("{name} {first}+{len}"), spec), len }
     }
 
     /// A vector that the architecture computed.

@@ -4,15 +4,15 @@
 //! replaces, or not at all: then the plain steps stay, which every backend runs as well.
 
 use super::{DecodePlan, Step, WeightSpec};
-use crate::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
-use crate::ops::{Buf, Op, Pairing};
+use crate::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
+use crate::ops::{Activation, Buf, Op, Pairing, Rope};
 use crate::quant::RowOrder;
 
 /// A fused op and the number of steps that it replaces.
 type Fused = Option<(Op, usize)>;
 
 /// The rules, tried in order at every step.
-const RULES: [fn(&[Step]) -> Fused; 4] = [qkv, gate_up, project, lm_head];
+const RULES: [fn(&[Step]) -> Fused; 6] = [qkv, head_rope, norm_add, gate_up, project, lm_head];
 
 /// Applies every rule wherever it fits.
 pub fn fuse(plan: &DecodePlan) -> DecodePlan {
@@ -86,13 +86,10 @@ fn qkv(steps: &[Step]) -> Fused {
     };
     let one_input = [q, k, v].iter().all(|m| m.x == norm.out);
     let chained = rope_q.x == q.out && rope_k.x == k.out && append.k == k.out && append.v == v.out;
-    let one_rotation = rope_q.freqs == rope_k.freqs
-        && rope_q.pairing == rope_k.pairing
-        && rope_q.magnitude == rope_k.magnitude;
     let kernel = Qkv::has_kernel(q.weight.format, k.weight.format, v.weight.format);
     // The epilogue rotates neighbours of a tile, so a tile must not straddle two heads.
     let whole_tiles = rope_q.head_dim.is_multiple_of(16) && k.weight.rows == v.weight.rows;
-    (one_input && chained && one_rotation && kernel && whole_tiles).then(|| {
+    (one_input && chained && one_rotation(rope_q, rope_k) && kernel && whole_tiles).then(|| {
         let op = Qkv {
             norm: norm.clone(),
             q: q.clone(),
@@ -106,10 +103,52 @@ fn qkv(steps: &[Step]) -> Fused {
     })
 }
 
+/// Whether queries and keys rotate alike.
+fn one_rotation(q: &Rope, k: &Rope) -> bool {
+    q.freqs == k.freqs && q.pairing == k.pairing && q.magnitude == k.magnitude
+}
+
+/// `rms_norm q, rms_norm k, rope q, rope k, kv_append` → [`HeadRope`].
+fn head_rope(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, s3, s4, ..] = steps else { return None };
+    let (
+        Op::RmsNorm(q_norm),
+        Op::RmsNorm(k_norm),
+        Op::Rope(rope_q),
+        Op::Rope(rope_k),
+        Op::KvAppend(append),
+    ) = (&s0.op, &s1.op, &s2.op, &s3.op, &s4.op)
+    else {
+        return None;
+    };
+    let chained = rope_q.x == q_norm.out && rope_k.x == k_norm.out && append.k == k_norm.out;
+    let heads = (q_norm.rows, q_norm.dim()) == (rope_q.heads, rope_q.head_dim)
+        && (k_norm.rows, k_norm.dim()) == (rope_k.heads, rope_k.head_dim)
+        && q_norm.eps == k_norm.eps;
+    (chained && heads && one_rotation(rope_q, rope_k)).then(|| {
+        let op = HeadRope {
+            q_norm: q_norm.clone(),
+            k_norm: k_norm.clone(),
+            rope_q: rope_q.clone(),
+            rope_k: rope_k.clone(),
+            append: append.clone(),
+        };
+        (Op::HeadRope(Box::new(op)), 5)
+    })
+}
+
+/// `rms_norm, add` → [`NormAdd`].
+fn norm_add(steps: &[Step]) -> Fused {
+    let [s0, s1, ..] = steps else { return None };
+    let (Op::RmsNorm(norm), Op::Add(add)) = (&s0.op, &s1.op) else { return None };
+    (norm.rows == 1 && add.x == norm.out)
+        .then(|| (Op::NormAdd(NormAdd { norm: norm.clone(), add: add.clone() }), 2))
+}
+
 /// `rms_norm, matvec gate, matvec up, swiglu` → [`GateUp`].
 fn gate_up(steps: &[Step]) -> Fused {
     let [s0, s1, s2, s3, ..] = steps else { return None };
-    let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::SwiGlu(act)) =
+    let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::Glu(act)) =
         (&s0.op, &s1.op, &s2.op, &s3.op)
     else {
         return None;
@@ -118,6 +157,7 @@ fn gate_up(steps: &[Step]) -> Fused {
         && up.x == norm.out
         && act.gate == gate.out
         && act.up == up.out
+        && act.activation == Activation::Silu
         && gate.weight.format == up.weight.format
         && gate.weight.rows == up.weight.rows;
     chained.then(|| {

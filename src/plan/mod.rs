@@ -32,10 +32,12 @@ pub struct Step {
 /// Where a weight comes from and what it is on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightSpec {
-    /// A tensor of the checkpoint, laid into tiles.
+    /// Rows of a tensor of the checkpoint, laid into tiles.
     Matrix {
         /// Tensor name.
         name: String,
+        /// Row of the tensor at which the matrix begins.
+        first_row: u32,
         /// Weight format.
         format: QuantFormat,
         /// Rows.
@@ -45,10 +47,12 @@ pub enum WeightSpec {
         /// Order of the rows on the device.
         order: RowOrder,
     },
-    /// A tensor of the checkpoint, converted to f32.
+    /// Elements of a tensor of the checkpoint, converted to f32.
     Vector {
         /// Tensor name.
         name: String,
+        /// Element of the tensor at which the vector begins.
+        first: u32,
         /// Elements.
         len: u32,
     },

@@ -6,7 +6,9 @@
 
 use super::DecodePlan;
 use crate::ops::gemv::{activation_bytes, optional, tiles};
-use crate::ops::{Arg, Attention, Buf, Embed, Gpu, KvType, Matrix, Op, Pairing, RmsNorm, fused};
+use crate::ops::{
+    Activation, Arg, Attention, Buf, Embed, Gpu, KvType, Matrix, Op, Pairing, RmsNorm, fused,
+};
 use crate::quant::{TileLayout, tile};
 
 /// Slots of an instruction.
@@ -253,7 +255,9 @@ impl Instruction {
     fn attention(op: &Attention, mail: &mut Mail) -> Option<Self> {
         let cache = &op.cache;
         let (k, v) = mail.appended?;
-        if cache.kind != KvType::F16 || !matches!(cache.head_dim, 64 | 128) || op.group() > HEADS {
+        let whole = op.softcap.is_none() && op.window.is_none_or(|w| w >= cache.capacity);
+        let dims = matches!(cache.head_dim, 64 | 128);
+        if cache.kind != KvType::F16 || !dims || op.group() > HEADS || !whole {
             return None;
         }
         let mut this = Self::new(Kind::Attention);
@@ -286,6 +290,9 @@ impl Instruction {
 
     fn gate_up(op: &fused::GateUp, mail: &mut Mail) -> Option<Self> {
         let (gate, up) = (&op.gate.weight, &op.up.weight);
+        if op.act.activation != Activation::Silu {
+            return None;
+        }
         let mut this = Self::new(Kind::GateUp);
         this.reads(mail, op.norm.x)?;
         this.norm(&op.norm);
@@ -325,7 +332,13 @@ impl Instruction {
             | Op::Rope(_)
             | Op::KvAppend(_)
             | Op::Add(_)
-            | Op::SwiGlu(_)
+            | Op::Glu(_)
+            | Op::Softcap(_)
+            | Op::TopK(_)
+            | Op::ExpertMatVec(_)
+            | Op::ExpertSum(_)
+            | Op::HeadRope(_)
+            | Op::NormAdd(_)
             | Op::Argmax(_) => None,
         }
     }
@@ -345,7 +358,13 @@ fn matrices(op: &Op) -> Vec<&Matrix> {
         | Op::KvAppend(_)
         | Op::Attention(_)
         | Op::Add(_)
-        | Op::SwiGlu(_)
+        | Op::Glu(_)
+        | Op::Softcap(_)
+        | Op::TopK(_)
+        | Op::ExpertMatVec(_)
+        | Op::ExpertSum(_)
+        | Op::HeadRope(_)
+        | Op::NormAdd(_)
         | Op::Argmax(_) => vec![],
     }
 }

@@ -15,6 +15,7 @@ pub(crate) enum Key {
     F32(f32),
     Text(&'static str),
     U32s(Vec<u32>),
+    Bools(Vec<bool>),
 }
 
 /// A tensor: `[columns, rows]` or `[elements]`.
@@ -131,7 +132,7 @@ impl SmallModel {
                 Key::I32(_) => 5,
                 Key::F32(_) => 6,
                 Key::Text(_) => 8,
-                Key::U32s(_) => 9,
+                Key::U32s(_) | Key::Bools(_) => 9,
                 Key::U64(_) => 10,
             };
             out.extend(id.to_le_bytes());
@@ -145,6 +146,11 @@ impl SmallModel {
                     out.extend(4u32.to_le_bytes());
                     out.extend((v.len() as u64).to_le_bytes());
                     v.iter().for_each(|v| out.extend(v.to_le_bytes()));
+                }
+                Key::Bools(v) => {
+                    out.extend(7u32.to_le_bytes());
+                    out.extend((v.len() as u64).to_le_bytes());
+                    out.extend(v.iter().map(|v| u8::from(*v)));
                 }
             }
         }

@@ -73,7 +73,8 @@ impl Mix {
     /// The format of `tensor`. Vectors are f32.
     ///
     /// The matrix that makes the logits has 6 bits, values and down projections have 6 bits in
-    /// the `_m` mixtures' more sensitive layers; a row that is no whole number of blocks falls
+    /// the `_m` mixtures' more sensitive layers, and query, key and value in one have one bit more
+    /// there; a row that is no whole number of blocks falls
     /// back to the next larger format with blocks of 32.
     pub(super) fn format(self, shape: &Shape, tensor: &Tensor) -> QuantFormat {
         let base = self.base();
@@ -90,7 +91,9 @@ impl Mix {
             Role::Value(layer) | Role::Down(layer) if medium && more_bits(layer, shape.layers) => {
                 QuantFormat::Q6K
             }
-            Role::Logits | Role::Value(_) | Role::Down(_) | Role::Matrix => base,
+            Role::Fused if self == Self::Q4KM => QuantFormat::Q5K,
+            Role::Fused if self == Self::Q5KM => QuantFormat::Q6K,
+            Role::Logits | Role::Value(_) | Role::Down(_) | Role::Matrix | Role::Fused => base,
         };
         if whole(wanted) {
             return wanted;

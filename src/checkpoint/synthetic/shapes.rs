@@ -32,17 +32,25 @@ pub(super) struct Shape {
     key_length: bool,
     /// Tokens that a local layer sees.
     window: Option<u32>,
+    /// Context that the divisors of the frequencies stretch (LongRoPE), where there are some.
+    original: Option<u64>,
+    /// Elements of a head that rotate, where they are not all.
+    rotary: Option<u64>,
+    /// Experts, those of a token, and elements of each one's feed-forward block.
+    experts: Option<(u64, u64, u64)>,
 }
 
 /// What a tensor is for, as far as its format depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Norm, bias or table.
+    /// Norm, bias, table or router.
     Vector,
     /// Any other matrix.
     Matrix,
     /// Makes the logits: `output`, or a tied embedding.
     Logits,
+    /// Query, key and value in one.
+    Fused,
     /// Values of the attention of a layer.
     Value(u64),
     /// Down projection of a layer.
@@ -96,6 +104,9 @@ const BASE: Shape = Shape {
     tied: false,
     key_length: false,
     window: None,
+    original: None,
+    rotary: None,
+    experts: None,
 };
 
 impl Shape {
@@ -180,6 +191,42 @@ impl Shape {
             ..BASE
         },
         Self {
+            name: "qwen3-30b-a3b",
+            title: "Qwen3 30B A3B",
+            architecture: "qwen3moe",
+            layers: 48,
+            hidden: 2048,
+            heads: 32,
+            kv_heads: 4,
+            head_dim: 128,
+            ffn: 6144,
+            vocab: 151_936,
+            context: 40_960,
+            epsilon: 1e-6,
+            rope_base: 1e6,
+            key_length: true,
+            experts: Some((128, 8, 768)),
+            ..BASE
+        },
+        Self {
+            name: "gemma-2-2b",
+            title: "Gemma 2 2B",
+            architecture: "gemma2",
+            layers: 26,
+            hidden: 2304,
+            heads: 8,
+            kv_heads: 4,
+            head_dim: 256,
+            ffn: 9216,
+            vocab: 256_000,
+            context: 8192,
+            epsilon: 1e-6,
+            tied: true,
+            key_length: true,
+            window: Some(4096),
+            ..BASE
+        },
+        Self {
             name: "gemma-3-270m",
             title: "Gemma 3 270M",
             architecture: "gemma3",
@@ -196,6 +243,24 @@ impl Shape {
             tied: true,
             key_length: true,
             window: Some(512),
+            ..BASE
+        },
+        Self {
+            name: "phi-4-mini",
+            title: "Phi 4 Mini",
+            architecture: "phi3",
+            layers: 32,
+            hidden: 3072,
+            heads: 24,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 8192,
+            vocab: 200_064,
+            context: 131_072,
+            tied: true,
+            window: Some(262_144),
+            original: Some(4096),
+            rotary: Some(96),
             ..BASE
         },
         Self {
@@ -231,20 +296,24 @@ impl Shape {
     /// All tensors, in file order.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let mut list = Vec::new();
-        let qk_norm = matches!(self.architecture, "qwen3" | "gemma3");
-        let post_norms = self.architecture == "gemma3";
+        let qk_norm = matches!(self.architecture, "qwen3" | "qwen3moe" | "gemma3");
+        let post_norms = matches!(self.architecture, "gemma2" | "gemma3");
+        let fused = self.architecture == "phi3";
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
 
         let embedding = if self.tied { Role::Logits } else { Role::Matrix };
         list.push(matrix("token_embd.weight".to_owned(), self.hidden, self.vocab, embedding));
         if let Some(factor) = self.rope_factor {
-            let table = rope_factors(f64::from(self.rope_base), self.head_dim, factor);
-            list.push(Tensor {
-                name: "rope_freqs.weight".to_owned(),
-                shape: vec![self.head_dim / 2],
-                role: Role::Vector,
-                content: Content::Table(table),
-            });
+            let values = rope_factors(f64::from(self.rope_base), self.head_dim, factor);
+            list.push(table("rope_freqs.weight", values));
+        }
+        if let Some(original) = self.original {
+            // Of the published tables only that they are ones, and rise to the ratio of contexts.
+            let half = self.rotary() / 2;
+            let ratio = self.context as f64 / original as f64;
+            let long = |i| ratio.powf(i as f64 / (half - 1) as f64) as f32;
+            list.push(table("rope_factors_long.weight", (0..half).map(long).collect()));
+            list.push(table("rope_factors_short.weight", vec![1.0; half as usize]));
         }
         for layer in 0..self.layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
@@ -253,9 +322,13 @@ impl Shape {
             };
             let norm = |part: &str, size| vector(name(&format!("{part}.weight")), size, 1.0, 0.05);
             list.push(norm("attn_norm", self.hidden));
-            list.push(weight("attn_q", self.hidden, q, Role::Matrix));
-            list.push(weight("attn_k", self.hidden, kv, Role::Matrix));
-            list.push(weight("attn_v", self.hidden, kv, Role::Value(layer)));
+            if fused {
+                list.push(weight("attn_qkv", self.hidden, q + 2 * kv, Role::Fused));
+            } else {
+                list.push(weight("attn_q", self.hidden, q, Role::Matrix));
+                list.push(weight("attn_k", self.hidden, kv, Role::Matrix));
+                list.push(weight("attn_v", self.hidden, kv, Role::Value(layer)));
+            }
             if self.architecture == "qwen2" {
                 list.push(vector(name("attn_q.bias"), q, 0.0, 0.02));
                 list.push(vector(name("attn_k.bias"), kv, 0.0, 0.02));
@@ -270,9 +343,24 @@ impl Shape {
                 list.push(norm("post_attention_norm", self.hidden));
             }
             list.push(norm("ffn_norm", self.hidden));
-            list.push(weight("ffn_gate", self.hidden, self.ffn, Role::Matrix));
-            list.push(weight("ffn_up", self.hidden, self.ffn, Role::Matrix));
-            list.push(weight("ffn_down", self.ffn, self.hidden, Role::Down(layer)));
+            if let Some((count, _, ffn)) = self.experts {
+                list.push(router(name("ffn_gate_inp.weight"), self.hidden, count));
+                let mut all = |part, columns, rows, role| {
+                    let mut t = weight(part, columns, rows, role);
+                    t.shape.push(count);
+                    list.push(t);
+                };
+                all("ffn_gate_exps", self.hidden, ffn, Role::Matrix);
+                all("ffn_up_exps", self.hidden, ffn, Role::Matrix);
+                all("ffn_down_exps", ffn, self.hidden, Role::Down(layer));
+            } else if fused {
+                list.push(weight("ffn_up", self.hidden, 2 * self.ffn, Role::Matrix));
+                list.push(weight("ffn_down", self.ffn, self.hidden, Role::Down(layer)));
+            } else {
+                list.push(weight("ffn_gate", self.hidden, self.ffn, Role::Matrix));
+                list.push(weight("ffn_up", self.hidden, self.ffn, Role::Matrix));
+                list.push(weight("ffn_down", self.ffn, self.hidden, Role::Down(layer)));
+            }
             if post_norms {
                 list.push(norm("post_ffw_norm", self.hidden));
             }
@@ -283,6 +371,23 @@ impl Shape {
         }
         list
     }
+
+    /// Elements of a head that rotate.
+    fn rotary(&self) -> u64 {
+        self.rotary.unwrap_or(self.head_dim)
+    }
+}
+
+/// Values that are given, in f32.
+fn table(name: &str, values: Vec<f32>) -> Tensor {
+    let (name, shape) = (name.to_owned(), vec![values.len() as u64]);
+    Tensor { name, shape, role: Role::Vector, content: Content::Table(values) }
+}
+
+/// The choice of experts is stored in f32, as norms are.
+fn router(name: String, columns: u64, rows: u64) -> Tensor {
+    let content = Content::Vector { mean: 0.0, sigma: 1.0 / (columns as f32).sqrt() };
+    Tensor { name, shape: vec![columns, rows], role: Role::Vector, content }
 }
 
 /// Keeps activations of unit variance at unit variance: sigma = 1/√columns. For an embedding this
@@ -351,8 +456,20 @@ pub(super) fn metadata(shape: &Shape, mix: Mix, path: &Path) -> Metadata {
         put(&format!("{a}.attention.sliding_window"), Value::U32(window));
     }
     put(&format!("{a}.rope.freq_base"), Value::F32(shape.rope_base));
-    if a == "llama" {
-        put(&format!("{a}.rope.dimension_count"), int(shape.head_dim));
+    if a == "llama" || shape.rotary.is_some() {
+        put(&format!("{a}.rope.dimension_count"), int(shape.rotary()));
+    }
+    if let Some(original) = shape.original {
+        put(&format!("{a}.rope.scaling.original_context_length"), int(original));
+        // Of the published configuration: √(1 + ln(context / original) / ln original).
+        let (ratio, log) = (shape.context as f64 / original as f64, (original as f64).ln());
+        let factor = (1.0 + ratio.ln() / log).sqrt() as f32;
+        put(&format!("{a}.rope.scaling.attn_factor"), Value::F32(factor));
+    }
+    if let Some((count, used, ffn)) = shape.experts {
+        put(&format!("{a}.expert_count"), int(count));
+        put(&format!("{a}.expert_used_count"), int(used));
+        put(&format!("{a}.expert_feed_forward_length"), int(ffn));
     }
     put(&format!("{a}.vocab_size"), int(shape.vocab));
 

@@ -1,0 +1,76 @@
+// The chosen experts' matrices times one token's activations (-DFORMAT=q4_k, …).
+//
+//   y[j, r] = Σ_c W[e_j, r, c] · x[j, c],   e_j = route[j]
+//
+//   W [experts · rows, columns] in the tile layout of src/quant/tile.rs;
+//   x [used, columns] f32, or [columns] for all (stride 0);  y [used, rows] f32
+//
+// `each` blocks share the tiles of a chosen expert; its first and last tile may hold rows of its
+// neighbours, which are left out. Which weights are read is known only after the
+// wait, so nothing is fetched before it; the weights of no other expert are touched.
+#include "formats/all.cuh"
+#include "gemv.cuh"
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+
+using Format = gemv::FORMAT;
+
+extern "C" __global__ void __launch_bounds__(gemv::THREADS, 2)
+JOIN(expert_matvec, FORMAT)(const StepState* step, const float* x, const float* route,
+                            const uint8_t* w, float* y, uint32_t rows, uint32_t columns,
+                            uint32_t stride, uint32_t each) {
+    using namespace gemv;
+    extern __shared__ __align__(128) uint8_t shared_memory[];
+    constexpr uint32_t C = Format::UNIT_COLUMNS;
+    pdl_launch();
+    const bool active = step_active(*step);
+    pdl_wait();
+    if (!active) return;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const uint32_t slot = blockIdx.x / each, part = blockIdx.x % each;
+    // From the L2, as all that the kernel before has written.
+    const uint32_t expert = static_cast<uint32_t>(__ldcg(route + slot));
+    const uint32_t units = (columns + C - 1) / C;
+    const uint32_t row0 = expert * rows, tile0 = row0 / ROWS;
+    const uint32_t tiles = (row0 + rows + ROWS - 1) / ROWS - tile0;
+    const uint32_t tail = min((columns - (units - 1) * C + 63) & ~63u, C);
+    const uint64_t tile_bytes = (units - 1) * Format::UNIT_BYTES + Format::bytes(tail);
+    const uint32_t t0 = tiles * part / each, t1 = tiles * (part + 1) / each;
+    const uint8_t* tile = w + static_cast<uint64_t>(tile0 + t0) * tile_bytes;
+    y += slot * rows;
+
+    uint8_t* activations = shared_memory;
+    float* sums = reinterpret_cast<float*>(shared_memory + units * Format::STAGE_BYTES);
+    Stager<Format, 2> stager;
+    stager.stage(activations, x + slot * stride, nullptr, columns, units, warp, lane);
+    __syncthreads();
+
+    // The warps take the units of the block's tiles in turn, as in gemv.cuh.
+    uint32_t k = warp;
+    for (uint32_t base = t0; base < t1; base += FLUSH) {
+        const uint32_t end = min(base + FLUSH, t1);
+        for (uint32_t v = base; v < end; ++v, tile += tile_bytes) {
+            float low = 0.f, high = 0.f;  // rows g and g + 8, this lane's share
+            for (; k < units; k += WARPS) {
+                Format::dot(tile + k * Format::UNIT_BYTES, activations + k * Format::STAGE_BYTES, lane,
+                            k + 1 == units ? tail : C, low, high);
+            }
+            k -= units;
+            low += __shfl_xor_sync(~0u, low, 1);
+            high += __shfl_xor_sync(~0u, high, 1);
+            low += __shfl_xor_sync(~0u, low, 2);
+            high += __shfl_xor_sync(~0u, high, 2);
+            float* row = sums + ((v - base) * WARPS + warp) * ROWS;
+            if ((lane & 3) == 0) row[lane >> 2] = low;
+            if ((lane & 3) == 1) row[(lane >> 2) + 8] = high;
+        }
+        __syncthreads();
+        // Below zero, that is above every row, for a neighbour before.
+        const uint32_t row = (tile0 + base) * ROWS + threadIdx.x - row0;
+        if (threadIdx.x < (end - base) * ROWS && row < rows) {
+            y[row] = total(sums, threadIdx.x / ROWS, threadIdx.x % ROWS);
+        }
+        __syncthreads();
+    }
+}
