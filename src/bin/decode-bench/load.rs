@@ -94,6 +94,11 @@ pub(crate) fn options(
     let mode = match args.mode {
         ModeArg::Graph if !debugging => Mode::Graph,
         ModeArg::Graph | ModeArg::Eager => Mode::Eager,
+        ModeArg::Both => {
+            return Err(Error::Usage(
+                "only run measures --mode both, without GPU_DEBUG".to_owned(),
+            ));
+        }
     };
     Ok(SessionOptions {
         backend: BackendChoice::Auto,

@@ -22,6 +22,7 @@ mod interrupt;
 mod lists;
 mod load;
 mod output;
+mod plot;
 mod progress;
 mod run;
 mod sampling;
@@ -82,6 +83,7 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Synth(args) => synth::run(&args, &environment),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => shell::completions(shell),
