@@ -316,6 +316,7 @@ fn is_scratch(op: &Op, buf: Buf) -> bool {
         | Op::KvAppend(_)
         | Op::Add(_)
         | Op::SwiGlu(_)
+        | Op::Sample(_)
         | Op::Qkv(_)
         | Op::Project(_)
         | Op::GateUp(_) => false,
@@ -335,6 +336,7 @@ fn written_cache(op: &Op) -> Option<CacheRef> {
         | Op::Add(_)
         | Op::SwiGlu(_)
         | Op::Argmax(_)
+        | Op::Sample(_)
         | Op::Project(_)
         | Op::GateUp(_)
         | Op::LmHead(_) => None,

@@ -17,6 +17,7 @@ mod launch;
 mod matvec;
 mod rms_norm;
 mod rope;
+mod sample;
 mod summary;
 mod swiglu;
 
@@ -30,6 +31,7 @@ pub use launch::{Arg, Gpu, Launch};
 pub use matvec::MatVec;
 pub use rms_norm::RmsNorm;
 pub use rope::{Pairing, Rope};
+pub use sample::{Sample, Sampling};
 pub use summary::Summary;
 pub use swiglu::SwiGlu;
 
@@ -193,6 +195,8 @@ pub enum Op {
     SwiGlu(SwiGlu),
     /// See [`Argmax`].
     Argmax(Argmax),
+    /// See [`Sample`].
+    Sample(Sample),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
     /// See [`fused::Project`].
@@ -216,6 +220,7 @@ impl Op {
             Self::Add(op) => op,
             Self::SwiGlu(op) => op,
             Self::Argmax(op) => op,
+            Self::Sample(op) => op,
             Self::Qkv(op) => op.as_ref(),
             Self::Project(op) => op,
             Self::GateUp(op) => op,
@@ -238,7 +243,8 @@ impl Op {
             | Self::Attention(_)
             | Self::Add(_)
             | Self::SwiGlu(_)
-            | Self::Argmax(_) => vec![self.describe()],
+            | Self::Argmax(_)
+            | Self::Sample(_) => vec![self.describe()],
         }
     }
 

@@ -219,18 +219,24 @@ pub(crate) struct GenerateArgs {
     /// Wrap the prompt as a user's turn, where the model's chat template is ChatML
     #[arg(long, requires = "prompt")]
     pub(crate) chat: bool,
-    /// Temperature; 0 takes the most probable token
+    /// Temperature, drawing the token on the device; 0 takes the most probable one
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub(crate) temp: f32,
     /// Sample among this many most probable tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 40)]
-    pub(crate) top_k: usize,
+    pub(crate) top_k: u32,
     /// Sample among the most probable tokens that have this probability together
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub(crate) top_p: f32,
+    /// Sample among the tokens at least this fraction as probable as the most probable one
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub(crate) min_p: f32,
     /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
     /// Go on after the end of the text
     #[arg(long)]
     pub(crate) ignore_eos: bool,

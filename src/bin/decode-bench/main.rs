@@ -25,10 +25,11 @@ mod output;
 mod plot;
 mod progress;
 mod run;
-mod sampling;
 mod shell;
+mod stop;
 mod synth;
 mod text;
+mod top;
 mod verify;
 
 use args::{Cli, Command};
