@@ -133,6 +133,10 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
 pub fn values(path: &Path) -> Result<Vec<Value>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     let text = String::from_utf8_lossy(&bytes);
+    if text.trim().is_empty() {
+        let why = "the file is empty; expected the output of -o json";
+        return Err(Error::invalid(path, "JSON", None, Defect::Truncated, why));
+    }
     serde_json::from_str(&text)
         .or_else(|_| text.lines().map(serde_json::from_str).collect())
         .map_err(|e| {

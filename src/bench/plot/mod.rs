@@ -95,7 +95,7 @@ fn ab(base_file: &Path, new_file: &Path) -> Result<String> {
     let label = format!("new / base, {} % interval; below 1 is faster", 100.0 * LEVEL);
     let x = Axis::new(&label, low - room, high + room);
     let rows = pairs.len();
-    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0)).rows(2 * rows);
+    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0), 0).rows(2 * rows);
     chart.rule(1.0);
     for (row, c) in pairs.iter().enumerate() {
         let series = match c.verdict {

@@ -6,8 +6,13 @@ use std::fmt::Write;
 /// Size of a chart.
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 460.0;
-/// Room around the plotted area: left, right, top, bottom.
-const ROOM: [f64; 4] = [76.0, 24.0, 72.0, 58.0];
+/// Room around the plotted area: left, right, top without the legend, bottom.
+const ROOM: [f64; 4] = [76.0, 24.0, 44.0, 58.0];
+/// A line of the legend.
+const LEGEND_LINE: f64 = 20.0;
+/// A swatch with the gap behind it, and a letter of the legend, about.
+const SWATCH: f64 = 33.0;
+const LETTER: f64 = 7.0;
 /// Ticks of an axis, about.
 const TICKS: f64 = 6.0;
 
@@ -21,9 +26,11 @@ const STYLE: &str = "\
 .ground{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9ea7b3}.grid{stroke:#2b323b}.axis{stroke:#9ea7b3}\
 .s0{stroke:#56b4e9}.s1{stroke:#f0964f}.s2{stroke:#3fcf9f}.s3{stroke:#e08fc6}\
 .f0{fill:#56b4e9}.f1{fill:#f0964f}.f2{fill:#3fcf9f}.f3{fill:#e08fc6}.bad{fill:#ff7b72;stroke:#ff7b72}}\
+.halo{paint-order:stroke;stroke:#ffffff;stroke-width:5px;stroke-linejoin:round}\
+@media (prefers-color-scheme:dark){.halo{stroke:#0d1117}}\
 text{font-family:system-ui,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px}\
 .title{font-size:16px;font-weight:600}.line{fill:none;stroke-width:2}.thin{fill:none;stroke-width:1}\
-.band{opacity:.18}.dash{stroke-dasharray:7 5}";
+.band{opacity:.18;stroke:none}.dash{stroke-dasharray:7 5}";
 
 /// Series that have a colour of their own; more begin again.
 pub(super) const COLOURS: usize = 4;
@@ -76,19 +83,21 @@ pub(super) struct Chart {
     body: String,
     legend: Vec<(String, String)>,
     title: String,
+    top: f64,
     height: f64,
 }
 
 impl Chart {
-    /// An empty chart.
-    pub(super) fn new(title: &str, x: Axis, y: Axis) -> Self {
+    /// An empty chart with room for `lines` lines of legend.
+    pub(super) fn new(title: &str, x: Axis, y: Axis, lines: usize) -> Self {
         let (body, legend) = Default::default();
-        Self { x, y, body, legend, title: title.to_owned(), height: HEIGHT }
+        let top = ROOM[2] + LEGEND_LINE * lines as f64;
+        Self { x, y, body, legend, title: title.to_owned(), top, height: HEIGHT }
     }
 
     /// As high as `rows` lines of text need.
     pub(super) fn rows(mut self, rows: usize) -> Self {
-        self.height = ROOM[2] + ROOM[3] + 30.0 * rows as f64;
+        self.height = self.top + ROOM[3] + 30.0 * rows as f64;
         self
     }
 
@@ -101,7 +110,7 @@ impl Chart {
     /// Where `y` lies, points from the top.
     fn at_y(&self, y: f64) -> f64 {
         let share = (y - self.y.from) / (self.y.to - self.y.from);
-        self.height - ROOM[3] - share.clamp(0.0, 1.0) * (self.height - ROOM[2] - ROOM[3])
+        self.height - ROOM[3] - share.clamp(0.0, 1.0) * (self.height - self.top - ROOM[3])
     }
 
     fn points(&self, points: impl IntoIterator<Item = (f64, f64)>) -> String {
@@ -150,7 +159,8 @@ impl Chart {
     /// A bar over the whole height from `from` to `to`, as a warning.
     pub(super) fn warn(&mut self, from: f64, to: f64) {
         let (from, to) = (self.at_x(from), self.at_x(to));
-        let (top, height, width) = (ROOM[2], self.height - ROOM[2] - ROOM[3], (to - from).max(2.0));
+        let (top, height, width) =
+            (self.top, self.height - self.top - ROOM[3], (to - from).max(2.0));
         let _ = writeln!(
             self.body,
             "<rect class=\"bad band\" x=\"{from:.1}\" y=\"{top}\" width=\"{width:.1}\" \
@@ -160,7 +170,7 @@ impl Chart {
 
     /// A vertical line over the whole height.
     pub(super) fn rule(&mut self, x: f64) {
-        let (x, top, bottom) = (self.at_x(x), ROOM[2], self.height - ROOM[3]);
+        let (x, top, bottom) = (self.at_x(x), self.top, self.height - ROOM[3]);
         let _ = writeln!(
             self.body,
             "<line class=\"axis\" x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"/>"
@@ -169,8 +179,8 @@ impl Chart {
 
     /// A bar from the left axis to `to`, on row `row` of `rows`, with text on and behind it.
     pub(super) fn bar(&mut self, row: usize, rows: usize, to: f64, name: &str, figures: &str) {
-        let height = (self.height - ROOM[2] - ROOM[3]) / rows.max(1) as f64;
-        let top = ROOM[2] + height * row as f64;
+        let height = (self.height - self.top - ROOM[3]) / rows.max(1) as f64;
+        let top = self.top + height * row as f64;
         let (left, right) = (self.at_x(self.x.from), self.at_x(to));
         let middle = top + height / 2.0 + 4.5;
         let _ = writeln!(
@@ -197,8 +207,8 @@ impl Chart {
         series: Option<usize>,
         text: &str,
     ) {
-        let height = (self.height - ROOM[2] - ROOM[3]) / rows.max(1) as f64;
-        let y = ROOM[2] + height * (row as f64 + 0.72);
+        let height = (self.height - self.top - ROOM[3]) / rows.max(1) as f64;
+        let y = self.top + height * (row as f64 + 0.72);
         let class = series.map_or_else(|| "bad".to_owned(), |n| format!("s{0} f{0}", n % COLOURS));
         let (low, middle, high) = (self.at_x(low), self.at_x(middle), self.at_x(high));
         let _ = writeln!(
@@ -206,7 +216,7 @@ impl Chart {
             "<line class=\"{class}\" stroke-width=\"3\" x1=\"{low:.1}\" y1=\"{y:.1}\" \
              x2=\"{high:.1}\" y2=\"{y:.1}\"/>\n\
              <circle class=\"{class}\" cx=\"{middle:.1}\" cy=\"{y:.1}\" r=\"5\"/>\n\
-             <text class=\"ink\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+             <text class=\"ink halo\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             ROOM[0] + 8.0,
             y - 10.0,
             escape(text)
@@ -231,7 +241,7 @@ impl Chart {
 
     /// The whole file. An axis without a label has no ticks.
     pub(super) fn finish(self) -> String {
-        let (left, top) = (ROOM[0], ROOM[2]);
+        let (left, top) = (ROOM[0], self.top);
         let (right, bottom) = (WIDTH - ROOM[1], self.height - ROOM[3]);
         let height = self.height;
         let mut s = format!(
@@ -241,18 +251,22 @@ impl Chart {
              <text class=\"ink title\" x=\"{left}\" y=\"26\">{0}</text>\n",
             escape(&self.title)
         );
-        let mut at = left;
+        let (mut at, mut y) = (left, 50.0);
         for (swatch, text) in &self.legend {
+            let width = SWATCH + LETTER * text.chars().count() as f64;
+            if at > left && at + width > right {
+                (at, y) = (left, y + LEGEND_LINE);
+            }
             let _ = writeln!(
                 s,
-                "<polyline class=\"{swatch}\" points=\"{at},46 {},46\"/>\n\
-                 <text class=\"ink\" x=\"{}\" y=\"50.5\">{}</text>",
-                at + 26.0,
-                at + 33.0,
+                "<polyline class=\"{swatch}\" points=\"{at:.1},{y} {:.1},{y}\"/>\n\
+                 <text class=\"ink\" x=\"{:.1}\" y=\"{}\">{}</text>",
+                at + SWATCH - 7.0,
+                at + SWATCH,
+                y + 4.5,
                 escape(text)
             );
-            // About seven points a letter.
-            at += 33.0 + 7.2 * text.chars().count() as f64 + 18.0;
+            at += width + 18.0;
         }
         if !self.x.label.is_empty() {
             for tick in self.x.ticks() {

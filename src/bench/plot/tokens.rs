@@ -11,6 +11,9 @@ use std::path::PathBuf;
 /// Tokens of a trace, at most: the first ones.
 const TRACED: usize = 4000;
 
+/// What a reading of the device stands for, ms.
+const READ_EVERY_MS: f64 = crate::bench::telemetry::EVERY.as_millis() as f64;
+
 /// A row of a result file, as far as it is drawn.
 pub(super) struct Row {
     /// Model, and mode where there is one.
@@ -98,8 +101,10 @@ pub(super) fn by_depth(rows: &[Row]) -> String {
     let x = Axis::new("depth: positions before the first token", 0.0, deepest);
     let y = Axis::new("time a token, ms", 0.0, high * 1.1);
     let title = "Time a token by depth: median, 10th to 90th percentile";
-    let mut chart = Chart::new(title, x, y);
-    for (n, name) in names(rows).into_iter().enumerate() {
+    let names = names(rows);
+    let mut chart = Chart::new(title, x, y, 2 * names.len());
+    let mut rooflines: Vec<Vec<(f64, f64)>> = Vec::new();
+    for (n, name) in names.into_iter().enumerate() {
         let mut own: Vec<&Row> = rows.iter().filter(|r| r.name == name).collect();
         own.sort_by(|a, b| a.depth.total_cmp(&b.depth));
         let line = |of: &dyn Fn(&Row) -> Option<f64>| -> Vec<(f64, f64)> {
@@ -113,12 +118,11 @@ pub(super) fn by_depth(rows: &[Row]) -> String {
         }
         chart.name(n, Stroke::Line, name);
         let roofline = line(&|r| r.roofline);
-        if !roofline.is_empty() {
-            for (x, y) in &roofline {
-                chart.dot(Some(n), 2.0, *x, *y);
-            }
-            chart.line(n, Stroke::Dashed, roofline);
+        // Modes of one model share it.
+        if !roofline.is_empty() && !rooflines.contains(&roofline) {
+            chart.line(n, Stroke::Dashed, roofline.iter().copied());
             chart.name(n, Stroke::Dashed, "roofline: weights and cache at the read ceiling");
+            rooflines.push(roofline);
         }
     }
     chart.finish()
@@ -132,9 +136,9 @@ pub(super) fn trace(rows: &[Row]) -> String {
     let top = sorted.quantile(1.0).unwrap_or(0.0);
     let title = format!("Each token of {}, {}", row.name, row.test);
     let x = Axis::new("token, in the order of measurement", 0.0, all as f64);
-    let mut chart = Chart::new(&title, x, Axis::new("time a token, ms", 0.0, top * 1.08));
+    let mut chart = Chart::new(&title, x, Axis::new("time a token, ms", 0.0, top * 1.08), 1);
     let ordinary = sorted.ordinary();
-    let (mut at, mut outliers, mut throttled) = (0usize, 0, false);
+    let (mut at, mut outliers, mut throttled) = (0usize, 0, 0);
     for (r, tokens) in row.tokens.iter().enumerate() {
         if at >= all {
             break;
@@ -154,9 +158,9 @@ pub(super) fn trace(rows: &[Row]) -> String {
         for when in row.throttled.get(r).into_iter().flatten() {
             let token = at + ends.partition_point(|end| end < when);
             // Until about the next reading.
-            let next = at + ends.partition_point(|end| *end < when + 20.0);
-            chart.warn(token as f64, next as f64);
-            throttled = true;
+            let next = at + ends.partition_point(|end| *end < when + READ_EVERY_MS);
+            chart.warn(token.max(throttled) as f64, next as f64);
+            throttled = next;
         }
         let points = tokens.iter().zip(at..).map(|(ms, i)| (i as f64, *ms));
         chart.line(0, Stroke::Thin, points.clone().take(all - at));
@@ -170,7 +174,7 @@ pub(super) fn trace(rows: &[Row]) -> String {
     if outliers > 0 {
         chart.name(1, Stroke::Line, &format!("{outliers} outliers"));
     }
-    if throttled {
+    if throttled > 0 {
         chart.name_warning("throttled");
     }
     chart.finish()
@@ -189,7 +193,7 @@ pub(super) fn distribution(rows: &[Row]) -> String {
     let room = (high - low) * 0.03;
     let x = Axis::new("time a token, ms", low - room, high + room);
     let y = Axis::new("share of tokens that took at most this, %", 0.0, 100.0);
-    let mut chart = Chart::new(&title, x, y);
+    let mut chart = Chart::new(&title, x, y, rows.len());
     for (n, (row, sorted)) in rows.iter().enumerate() {
         let share = |i: usize| i as f64 / 200.0;
         let points = (0..=200).filter_map(|i| Some((sorted.quantile(share(i))?, 100.0 * share(i))));
