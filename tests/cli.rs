@@ -431,10 +431,9 @@ fn a_baseline_is_saved_by_name_and_compared_by_name() {
     // Not there: neither a baseline nor a file.
     failure(&format!("compare --baselines {} main other", path.display()), 74);
     // Not readable.
-    for text in ["", "no json", "[{}]", "[]"] {
+    for text in ["", "no json", "[{}]"] {
         std::fs::write(path.join("bad.json"), text).unwrap();
-        let expected = if text == "[]" { 2 } else { 3 };
-        failure(&format!("compare --baselines {} bad main", path.display()), expected);
+        failure(&format!("compare --baselines {} bad main", path.display()), 3);
     }
     // Another device.
     let text = String::from_utf8(saved).unwrap();

@@ -17,7 +17,7 @@ impl Draws {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -28,7 +28,7 @@ impl Draws {
     fn resample(&mut self, from: &[f64], to: &mut Vec<f64>) {
         to.clear();
         // The bias of a remainder by a count of samples is below 2^-32.
-        to.extend(from.iter().map(|_| from[(self.next() % from.len() as u64) as usize]));
+        to.extend(from.iter().map(|_| from[(self.bits() % from.len() as u64) as usize]));
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     fn the_median_is_that_of_the_sorted_samples() {
         for n in 1..9 {
             let mut draws = Draws::new(n);
-            let samples: Vec<f64> = (0..n).map(|_| (draws.next() % 10) as f64).collect();
+            let samples: Vec<f64> = (0..n).map(|_| (draws.bits() % 10) as f64).collect();
             let sorted = Sorted::new(samples.clone()).median().unwrap();
             assert_eq!(median(&mut samples.clone()), sorted, "{samples:?}");
         }

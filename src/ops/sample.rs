@@ -23,8 +23,15 @@ const BEST: u64 = 1 << 40;
 const FRACTION_BITS: u32 = 31;
 /// Coefficients of the Taylor series of 2^f, highest first: `ln(2)^k / k!`. On |f| ≤ 1/2 the rest
 /// is below 2e-7, as the rounding is.
-const EXP2: [f32; 7] =
-    [0.000_154_035_3, 0.001_333_355_8, 0.009_618_129, 0.055_504_11, 0.240_226_5, 0.693_147_2, 1.0];
+const EXP2: [f32; 7] = [
+    0.000_154_035_3,
+    0.001_333_355_8,
+    0.009_618_129,
+    0.055_504_11,
+    0.240_226_5,
+    std::f32::consts::LN_2,
+    1.0,
+];
 
 /// How the next token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,7 +106,7 @@ impl Sampling {
         let least = part(BEST, fixed(self.min_p));
         let kept = |&(key, w): &(u32, u64)| if key >= lowest && w >= least { w } else { 0 };
         let mass: u64 = all.iter().map(kept).sum();
-        let r = (u128::from(mass) * u128::from(random(self.seed, position)) >> 64) as u64;
+        let r = ((u128::from(mass) * u128::from(random(self.seed, position))) >> 64) as u64;
         let mut below = 0;
         let found = all.iter().map(kept).position(|w| {
             below += w;
@@ -347,7 +354,7 @@ mod tests {
     fn a_part_of_a_mass_is_exact_in_64_bits() {
         for (mass, fraction) in [(BEST, 1u32 << 31), (u64::MAX >> 6, 1 << 31), (12_345, 99), (0, 7)]
         {
-            let exact = u128::from(mass) * u128::from(fraction) >> 31;
+            let exact = (u128::from(mass) * u128::from(fraction)) >> 31;
             assert_eq!(u128::from(part(mass, fraction)), exact);
         }
     }

@@ -75,7 +75,7 @@ fn rows_of_llama_bench_are_read_too() {
 
 /// A normal deviate (Box and Muller, 1958).
 fn normal(draws: &mut Draws) -> f64 {
-    let mut uniform = || (draws.next() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut uniform = || (draws.bits() >> 11) as f64 / (1u64 << 53) as f64;
     let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
     radius * (std::f64::consts::TAU * uniform()).cos()
 }
@@ -110,11 +110,13 @@ fn of_a_thousand_equal_pairs_at_two_percent_noise_at_most_one_in_a_hundred_is_fl
     for (seed, repetitions) in [(1, 5), (2, 10), (3, 40)] {
         let mut draws = Draws::new(seed);
         let flagged = share(1000, 0.0, &FLAGGED, |ms| run(&mut draws, repetitions, ms, 0.02, 0.0));
+        println!("{repetitions} repetitions: {flagged} flagged");
         assert!(flagged <= 0.01, "{repetitions} repetitions: {flagged}");
     }
     // What `run` does by itself: five repetitions of 128 tokens that vary by 2 % each.
     let mut draws = Draws::new(4);
     let flagged = share(1000, 0.0, &FLAGGED, |ms| run(&mut draws, 5, ms, 0.0, 0.02));
+    println!("5 repetitions of 128 tokens: {flagged} flagged");
     assert!(flagged <= 0.01, "{flagged}");
 }
 
@@ -123,8 +125,10 @@ fn a_slow_down_of_three_percent_is_found_in_95_of_100_cases() {
     let slower = [Verdict::Slower];
     let mut draws = Draws::new(5);
     let found = share(400, 0.03, &slower, |ms| run(&mut draws, 5, ms, 0.002, 0.02));
+    println!("tokens vary: {found} found");
     assert!(found >= 0.95, "tokens vary: {found}");
     // Where whole repetitions vary by 2 %, it takes 40 of them.
     let found = share(400, 0.03, &slower, |ms| run(&mut draws, 40, ms, 0.02, 0.0));
+    println!("repetitions vary: {found} found");
     assert!(found >= 0.95, "repetitions vary: {found}");
 }

@@ -51,7 +51,7 @@ fn depth_has_a_line_a_mode_and_the_roofline_with_units() {
     let files = Files::new();
     let rows = json!([row(0, 0.5, "graph"), row(4096, 0.7, "graph"), row(0, 0.9, "eager")]);
     let file = files.file("r.json", &rows);
-    assert_eq!(natural(&[file.clone()]).unwrap(), Kind::Depth);
+    assert_eq!(natural(std::slice::from_ref(&file)).unwrap(), Kind::Depth);
     let svg = drawn(Kind::Depth, &[file]);
     for said in ["time a token, ms", "depth: positions", "llama 1B &lt;Q4_0&gt; eager", "roofline"]
     {
@@ -68,12 +68,12 @@ fn a_trace_marks_outliers_and_throttling() {
     let mut slow = row(0, 0.5, "graph");
     slow["x"]["token_gaps_ns"][2][10] = json!(9_000_000);
     let file = files.file("r.json", &json!([slow]));
-    assert_eq!(natural(&[file.clone()]).unwrap(), Kind::Trace);
+    assert_eq!(natural(std::slice::from_ref(&file)).unwrap(), Kind::Trace);
     let svg = drawn(Kind::Trace, &[file]);
     assert!(svg.contains("1 outliers") && svg.contains(">throttled<"), "{svg}");
     assert_eq!(svg.matches("<rect class=\"bad band\"").count(), 1);
     let quiet = files.file("q.json", &json!([row(0, 0.5, "graph")]));
-    let whole = draw(Kind::Trace, &[quiet.clone()]).unwrap();
+    let whole = draw(Kind::Trace, std::slice::from_ref(&quiet)).unwrap();
     assert!(!whole.contains("outliers"));
     assert!(drawn(Kind::Distribution, &[quiet]).contains("took at most this, %"));
 }
@@ -88,7 +88,7 @@ fn kernels_are_summed_by_name_and_sorted_by_time() {
         step("e", "embed", 60.0)
     ]);
     let file = files.file("p.json", &rows);
-    assert_eq!(natural(&[file.clone()]).unwrap(), Kind::Kernels);
+    assert_eq!(natural(std::slice::from_ref(&file)).unwrap(), Kind::Kernels);
     let svg = drawn(Kind::Kernels, &[file]);
     assert!(svg.contains("90.0 µs in all") && svg.contains("down × 2"), "{svg}");
     assert!(svg.contains("30.0 µs, 33.3 %, 133 GB/s<"), "{svg}");
