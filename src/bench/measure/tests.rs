@@ -125,10 +125,11 @@ fn an_interrupt_keeps_the_repetitions_that_were_completed() {
 #[test]
 fn an_interrupt_between_two_decoders_keeps_whole_pairs() {
     let tokens = std::cell::Cell::new(0);
-    let stop = || tokens.get() > 20;
+    let stop = || tokens.get() > 28;
     let mut count = || tokens.set(tokens.get() + 1);
     let (mut a, mut b) = (Mock::new(&[5]), Mock::new(&[7]));
     let m = watched(&mut [&mut a, &mut b], TG8, repeat(5, false), &stop, &mut count).unwrap();
+    // The second had completed its second repetition, the first had not.
     assert_eq!((m[0].repetitions.len(), m[1].repetitions.len()), (1, 1));
 }
 
