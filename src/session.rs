@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::cuda::{CudaEngine, CudaOptions};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::ops::KvType;
+use crate::ops::{KvType, Sampling};
 use crate::plan::{DecodePlan, fuse};
 use crate::reference::CpuEngine;
 use std::io::Write;
@@ -27,7 +27,7 @@ pub enum BackendChoice {
 }
 
 /// What a session is made for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SessionOptions {
     /// Where to compute.
     pub backend: BackendChoice,
@@ -41,6 +41,8 @@ pub struct SessionOptions {
     pub kv: Option<KvType>,
     /// Whether to fuse the plan; the plain plan computes the same, op by op.
     pub fused: bool,
+    /// How tokens are drawn; `None` takes the most probable one, and costs nothing beyond it.
+    pub sampling: Option<Sampling>,
     /// What is told about each step.
     pub debug: DebugLevel,
     /// On CUDA, a kernel a step also where the persistent kernel could take the whole token.
@@ -58,6 +60,7 @@ impl Default for SessionOptions {
             capacity: 4096,
             kv: None,
             fused: true,
+            sampling: None,
             debug: DebugLevel::default(),
             separate: false,
             trace: false,
@@ -77,6 +80,25 @@ pub enum Finish {
 }
 
 /// A model, its cache and the position in it.
+///
+/// ```
+/// # use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
+/// # use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
+/// use decode_graph::ops::Sampling;
+/// # let model = Checkpoint::synthetic(&SyntheticSpec::parse("tiny")?)?;
+/// let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 1 };
+/// let options = SessionOptions {
+///     backend: BackendChoice::Cpu,
+///     capacity: 8,
+///     sampling: Some(sampling),
+///     ..Default::default()
+/// };
+/// let mut session = DecodeSession::new(&model, &options, &mut |_, _| {})?;
+/// let first = session.feed(1)?;
+/// session.reset()?;
+/// assert_eq!(session.feed(1)?, first, "seed and position decide the draw");
+/// # Ok::<(), decode_graph::error::Error>(())
+/// ```
 pub struct DecodeSession {
     engine: Box<dyn Engine>,
     plan: DecodePlan,
@@ -175,7 +197,8 @@ impl DecodeSession {
         Ok(())
     }
 
-    /// Feeds `inputs` from the current position on, one a step, then goes on greedily until
+    /// Feeds `inputs` from the current position on, one a step, then goes on with what it chooses
+    /// (the most probable token, or a draw: [`SessionOptions::sampling`]) until
     /// `n_predict` tokens have been chosen after the last input (the choice of the last input's
     /// own step is the first of them). Without inputs it goes on with the token chosen last.
     /// `sink` sees every chosen token in order, also those after the inputs, and may stop.
@@ -338,7 +361,11 @@ type Made = (DecodePlan, Box<dyn Engine>);
 
 fn plan(checkpoint: &Checkpoint, options: &SessionOptions, kv: KvType) -> Result<DecodePlan> {
     let kv = options.kv.unwrap_or(kv);
-    let plain = arch::record(checkpoint, PlanOptions { capacity: options.capacity, kv })?;
+    let greedy = arch::record(checkpoint, PlanOptions { capacity: options.capacity, kv })?;
+    let plain = match options.sampling {
+        Some(sampling) => greedy.sampled(sampling.checked()?),
+        None => greedy,
+    };
     Ok(if options.fused { fuse::fuse(&plain) } else { plain })
 }
 

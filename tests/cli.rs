@@ -83,6 +83,7 @@ fn every_subcommand_explains_itself() {
         "inspect",
         "graph",
         "compare",
+        "plot",
         "synth",
         "doctor",
         "completions",
@@ -107,10 +108,17 @@ fn a_wrong_command_line_is_a_usage_error() {
         "run -r 0",
         "run --synthetic no-such-model --backend cpu",
         "run --synthetic tiny -m x.gguf",
+        "run --synthetic tiny --backend cpu --max-noise 0",
+        "run --synthetic tiny --backend cpu --mode both",
+        "run --synthetic tiny --backend cpu --save-baseline ../escape",
+        "generate --synthetic tiny --prompt-ids 1 --mode both",
+        "plot",
+        "plot x.json --kind pie",
         "run --synthetic tiny --backend cpu -ctk f16 -ctv f32",
         "generate --synthetic tiny",
         "generate --prompt-ids 1",
         "generate --synthetic tiny --prompt-ids 1 --temp nan",
+        "generate --synthetic tiny --prompt-ids 1 --temp 1 --min-p 2",
         "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",
         "graph",
     ] {
@@ -369,6 +377,12 @@ fn generation_ends_at_capacity_and_follows_its_seed() {
     let draw = |seed| json(&format!("{tiny} -n 12 --temp 2 --top-k 0 --top-p 1 --seed {seed}"));
     assert_eq!(draw(1)["ids"], draw(1)["ids"]);
     assert_ne!(draw(1)["ids"], draw(2)["ids"]);
+    // A draw that can fall on one token only is the greedy choice.
+    let one = json(&format!("{tiny} -n 12 --temp 2 --top-k 1 --seed 3"));
+    assert_eq!(one["ids"], json(&format!("{tiny} -n 12"))["ids"]);
+    // Step by step with logits, the same draws.
+    let steps = json(&format!("{tiny} -n 12 --temp 2 --top-k 0 --top-p 1 --seed 1 --top 2"));
+    assert_eq!(steps["ids"], draw(1)["ids"]);
 }
 
 #[test]
@@ -473,4 +487,108 @@ fn a_comparison_ends_with_its_verdict() {
     failure(&format!("compare {base} {base}.missing"), 74);
     std::fs::write(&slow, "[{}]").unwrap();
     failure(&format!("compare {base} {slow}"), 3);
+}
+
+/// A short run whose repetitions are enough to be judged, in `folder`.
+fn measured(folder: &Path, rest: &str) -> Output {
+    let line = "--synthetic tiny --backend cpu --no-warmup -r 5 -n 4 --baselines";
+    decode_bench(&format!("{line} {} {rest}", folder.display()))
+}
+
+#[test]
+fn a_baseline_is_saved_by_name_and_compared_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made");
+    let output = measured(&path, "-o json --save-baseline main");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let saved = std::fs::read(path.join("main.json")).unwrap();
+    assert_eq!(saved, output.stdout, "what is saved is what is printed in JSON");
+    let same = format!("compare --baselines {} main main", path.display());
+    assert!(stdout(&same).contains(" 1.0000 |"), "{}", stdout(&same));
+    // Not there: neither a baseline nor a file.
+    failure(&format!("compare --baselines {} main other", path.display()), 74);
+    // Not readable.
+    for text in ["", "no json", "[{}]"] {
+        std::fs::write(path.join("bad.json"), text).unwrap();
+        failure(&format!("compare --baselines {} bad main", path.display()), 3);
+    }
+    // Another device.
+    let text = String::from_utf8(saved).unwrap();
+    let mut rows: Value = serde_json::from_str(&text).unwrap();
+    rows[0]["gpu_info"] = "Another GPU".into();
+    std::fs::write(path.join("far.json"), rows.to_string()).unwrap();
+    let far = format!("compare --baselines {} far main", path.display());
+    assert!(failure(&far, 2).contains("Another GPU"));
+    stdout(&format!("{far} --across-devices"));
+    // A folder that cannot be made.
+    let taken = folder.path().join("file");
+    std::fs::write(&taken, "").unwrap();
+    assert_eq!(code(&measured(&taken, "--save-baseline main")), 74);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for line in [QUICK, "graph --synthetic tiny", "man"] {
+        let output = command(line).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(code(&output), 74, "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains("No space left"), "{line}: {}", stderr(&output));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(code(&measured(folder.path(), "--save-baseline main")), 0);
+    let result = folder.path().join("main.json");
+    failure(&format!("plot {} -o /dev/full", result.display()), 74);
+}
+
+#[test]
+fn too_much_noise_ends_with_10_after_the_results() {
+    // Nothing is so quiet; two repetitions are too few to say anything.
+    for rest in ["--max-noise 0.000001 --max-repetitions 5", "--max-noise 50 --max-repetitions 2"] {
+        let output = decode_bench(&format!("{QUICK} {rest} -o json"));
+        assert_eq!(code(&output), 10, "{}", stderr(&output));
+        let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(!rows[0]["samples_ns"].as_array().unwrap().is_empty());
+    }
+    let quiet = json(&format!("{QUICK} --max-noise 1000 -o json"));
+    let x = &quiet[0]["x"];
+    assert_eq!(quiet[0]["samples_ns"].as_array().unwrap().len(), 5);
+    assert!(x["noise_percent"].as_f64().unwrap() >= 0.0);
+    assert!(x["ttft_ms"].as_f64().unwrap() > 0.0 && x["load"]["weights_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(x["telemetry"], Value::Null, "a CPU has no sensor");
+}
+
+#[test]
+fn text_ends_before_a_stop_string() {
+    let tiny = "generate --synthetic tiny --backend cpu --prompt-ids 1,2 --ignore-eos -n 8";
+    let plain = json(&format!("{tiny} -o json"));
+    // Without a tokenizer the text is the ids.
+    let ids: Vec<String> =
+        plain["ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let all = stdout(tiny);
+    assert_eq!(all.trim_end(), ids.join(" "));
+    let stop = format!(" {}", ids[3]);
+    let output = command(tiny).args(["--stop", &stop]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let end = all.find(&stop).unwrap();
+    assert_eq!(shown.trim_end_matches('\n'), &all[..end]);
+}
+
+#[test]
+fn results_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = measured(folder.path(), "-d 0,8 --save-baseline main");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let result = folder.path().join("main.json");
+    let result = result.display();
+    for kind in ["", "--kind depth", "--kind trace", "--kind distribution"] {
+        let svg = stdout(&format!("plot {result} {kind}"));
+        assert!(svg.starts_with("<svg ") && svg.contains("time a token, ms"), "{kind}: {svg}");
+    }
+    let svg = folder.path().join("ab.svg");
+    assert_eq!(stdout(&format!("plot {result} {result} -o {}", svg.display())), "");
+    assert!(std::fs::read_to_string(svg).unwrap().contains("new / base"));
+    failure(&format!("plot {result}.missing"), 74);
+    failure(&format!("plot {result} --kind kernels"), 3);
+    failure(&format!("plot {result} --kind ab"), 2);
 }

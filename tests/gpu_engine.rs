@@ -8,10 +8,10 @@
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
-use decode_graph::checkpoint::Checkpoint;
+use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
 use decode_graph::cuda::{CudaEngine, CudaOptions};
 use decode_graph::error::{Error, Result};
-use decode_graph::ops::KvType;
+use decode_graph::ops::{KvType, Sampling};
 use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{
@@ -355,4 +355,43 @@ fn the_read_ceiling_is_of_the_order_of_a_gpus_memory() {
     let ceiling = e.measure_ceiling().unwrap();
     eprintln!("{ceiling:?}");
     assert!(ceiling.bytes_per_second > 1e11 && ceiling.bytes_per_second < 2e13);
+}
+
+#[test]
+fn a_device_draws_what_the_reference_draws_from_the_same_logits() {
+    let all = Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 1 };
+    let samplings = [
+        all,
+        Sampling { top_k: 3, seed: 2, ..all },
+        Sampling { top_p: 0.9, seed: 3 << 40, ..all },
+        Sampling { min_p: 0.3, seed: 4, ..all },
+        Sampling { temperature: 0.7, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 5 },
+    ];
+    for (spec, steps) in [("tiny:q8_0", 48), ("smollm2-135m:q4_0", 16)] {
+        let checkpoint = Checkpoint::synthetic(&SyntheticSpec::parse(spec).unwrap()).unwrap();
+        let options = PlanOptions { capacity: CAPACITY, kv: KvType::F16 };
+        let greedy = record(&checkpoint, options).unwrap();
+        for sampling in samplings {
+            let plan = fuse::fuse(&greedy.clone().sampled(sampling));
+            let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else {
+                return;
+            };
+            start(&mut e, &[1]);
+            let mut drawn = Vec::new();
+            for position in 0..steps {
+                let chosen = tokens(&mut e, 1).unwrap()[0].token;
+                let logits = e.logits().unwrap();
+                assert_eq!(Some(chosen), sampling.choose(&logits, position), "{spec} {sampling:?}");
+                drawn.push(chosen);
+            }
+            // Run ahead of the host, and launch by launch, it draws the same.
+            let again = |e: &mut CudaEngine| -> Vec<u32> {
+                start(e, &[1]);
+                tokens(e, steps).unwrap().iter().map(|c| c.token).collect()
+            };
+            assert_eq!(again(&mut e), drawn, "{spec} {sampling:?}");
+            let mut eager = engine(&checkpoint, &plan, Mode::Eager, DebugLevel::Off).unwrap();
+            assert_eq!(again(&mut eager), drawn, "{spec} {sampling:?}");
+        }
+    }
 }

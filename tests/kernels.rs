@@ -46,6 +46,10 @@ fn argmax() -> Argmax {
     Argmax { logits: Buf(2), vocab: 512, candidates: Buf(5) }
 }
 
+fn sampling() -> Sampling {
+    Sampling { temperature: 1.0, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 1 }
+}
+
 fn qkv(qk: QuantFormat, v: QuantFormat, pairing: Pairing, kind: KvType, bias: bool) -> Op {
     Op::Qkv(Box::new(Qkv {
         norm: norm(),
@@ -72,6 +76,7 @@ fn every_op() -> Vec<Op> {
         Op::ExpertSum(ExpertSum { out: Buf(0), x: Buf(1), route: Buf(2), used: 2, len: 512 }),
         Op::Argmax(argmax()),
         Op::NormAdd(NormAdd { norm: norm(), add: Add { out: Buf(3), x: Buf(1), len: 512 } }),
+        Op::Sample(Sample { logits: Buf(2), vocab: 512, sampling: sampling() }),
     ];
     ops.extend(pairings.map(|p| Op::Rope(rope(p))));
     for kind in kinds {

@@ -1,39 +1,98 @@
 //! Two result files, compared test by test: is the new one slower, and is that sure?
 //!
 //! Tokens of one repetition share its clock and its neighbours, so the repetition is what is
-//! drawn anew: the interval is a percentile bootstrap (Efron, 1979) over repetitions of the ratio
-//! of the medians of the repetitions' median token times.
+//! drawn anew: the interval is a bootstrap over repetitions of the ratio of the medians of the
+//! repetitions' median token times. A difference must show in clock cycles too, where both runs
+//! know their clocks: a GPU that ran slower is no slower program.
 
-use super::stats::Sorted;
+use super::bootstrap::ratio_of_medians;
+use super::stats::{Sorted, mean};
 use crate::error::{Defect, Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Draws of the bootstrap.
-const DRAWS: usize = 4000;
-/// Repetitions without which nothing is judged.
-const REPETITIONS: usize = 3;
+/// Of the interval of the ratio. Two runs that are alike are then called different in at most 1 %
+/// of all cases, at any number of repetitions from [`REPETITIONS`] on: simulated, in the tests.
+pub const LEVEL: f64 = 0.998;
+/// Repetitions on each side without which nothing is judged: that all five of one side lie above
+/// all five of the other happens by luck once in 252 times.
+pub const REPETITIONS: usize = 5;
+/// Differences up to so many percent are none, where nobody says otherwise.
+pub const MARGIN_PERCENT: f64 = 1.0;
 
 /// A row of a result file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// What must agree for two rows to be compared: model type, backend, mode, test.
     pub name: String,
+    /// The GPU, or the CPU where that computed.
+    pub device: String,
     /// Median time a token of each repetition, ms.
     pub token_ms: Vec<f64>,
+    /// Mean clock of each repetition, MHz, where all are known.
+    pub clock_mhz: Option<Vec<f64>>,
+}
+
+impl Row {
+    /// Median clock cycles a token of each repetition, 10³.
+    fn cycles(&self) -> Option<Vec<f64>> {
+        let clocks = self.clock_mhz.as_ref()?;
+        Some(self.token_ms.iter().zip(clocks).map(|(ms, mhz)| ms * mhz).collect())
+    }
 }
 
 /// What can be said of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The whole interval is beyond the bound.
+    /// The interval lies above 1, in cycles too, and the ratio beyond the margin.
     Slower,
-    /// The whole interval is below 1.
+    /// The mirror image.
     Faster,
-    /// No regression beyond the bound, and not faster.
+    /// The interval lies within the margin.
     Same,
-    /// The interval holds the bound, or there are too few repetitions: it cannot be told.
-    Noisy,
+    /// Anything else.
+    CannotTell(Doubt),
+}
+
+/// Why it cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Fewer than [`REPETITIONS`] on a side.
+    Few,
+    /// The interval is too wide.
+    Wide,
+    /// What time says, clock cycles do not.
+    Clocks,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Slower => "SLOWER",
+            Self::Faster => "faster",
+            Self::Same => "same",
+            Self::CannotTell(Doubt::Few) => "cannot tell: fewer than 5 repetitions",
+            Self::CannotTell(Doubt::Wide) => "cannot tell: too noisy",
+            Self::CannotTell(Doubt::Clocks) => "cannot tell: the clocks differ",
+        })
+    }
+}
+
+/// A ratio new / base and its interval of level [`LEVEL`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// Of the medians.
+    pub value: f64,
+    /// Lower and upper end.
+    pub interval: (f64, f64),
+}
+
+impl Ratio {
+    /// Of samples of the base and the new one.
+    pub fn of(base: &[f64], new: &[f64]) -> Self {
+        let median = |v: &[f64]| Sorted::new(v.iter().copied()).median().unwrap_or(f64::NAN);
+        Self { value: median(new) / median(base), interval: ratio_of_medians(base, new, LEVEL) }
+    }
 }
 
 /// A pair of rows, judged.
@@ -41,16 +100,16 @@ pub enum Verdict {
 pub struct Comparison {
     /// The test.
     pub name: String,
-    /// Median time a token of the base, ms.
-    pub base_ms: f64,
-    /// Median time a token of the new one, ms.
-    pub new_ms: f64,
-    /// new / base.
-    pub ratio: f64,
-    /// 95 % interval of the ratio.
-    pub interval: (f64, f64),
+    /// Median time a token of the base and the new one, ms.
+    pub ms: (f64, f64),
+    /// Of times.
+    pub time: Ratio,
+    /// Of clock cycles, where both clocks are known.
+    pub cycles: Option<Ratio>,
     /// The verdict.
     pub verdict: Verdict,
+    /// Whether a slow-down beyond the margin is not ruled out.
+    pub may_be_slower: bool,
 }
 
 /// Reads the rows of a result file in JSON or JSON lines.
@@ -58,8 +117,8 @@ pub struct Comparison {
 /// # Errors
 /// [`Error::Io`], and [`Error::InvalidModel`] with the row that is no result.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-    rows(path, &text)
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    rows(path, &String::from_utf8_lossy(&bytes))
 }
 
 /// The rows of a result file's `text`; `path` is what errors call it.
@@ -67,27 +126,46 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
 /// # Errors
 /// [`Error::InvalidModel`] with the row that is no result.
 pub fn rows(path: &Path, text: &str) -> Result<Vec<Row>> {
-    let wrong = |at: String, why: String| Error::invalid(path, at, None, Defect::BadValue, why);
-    let rows: Vec<Value> = serde_json::from_str(text)
-        .or_else(|_| text.lines().map(serde_json::from_str).collect())
-        .map_err(|e| wrong("JSON".to_owned(), format!("{e}; expected the output of -o json")))?;
     let read = |(i, row)| {
         parse(row).ok_or_else(|| {
             let why = "lacks model_type, n_prompt, n_gen, n_depth or samples_ns";
-            wrong(format!("row {i}"), why.to_owned())
+            Error::invalid(path, format!("row {i}"), None, Defect::BadValue, why)
         })
     };
-    rows.iter().enumerate().map(read).collect()
+    parse_values(path, text)?.iter().enumerate().map(read).collect()
+}
+
+/// The objects of a file in JSON (an array) or JSON lines.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::InvalidModel`] for other text.
+pub fn values(path: &Path) -> Result<Vec<Value>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    parse_values(path, &String::from_utf8_lossy(&bytes))
+}
+
+fn parse_values(path: &Path, text: &str) -> Result<Vec<Value>> {
+    if text.trim().is_empty() {
+        let why = "the file is empty; expected the output of -o json";
+        return Err(Error::invalid(path, "JSON", None, Defect::Truncated, why));
+    }
+    serde_json::from_str(text)
+        .or_else(|_| text.lines().map(serde_json::from_str).collect())
+        .map_err(|e| {
+            let why = format!("{e}; expected the output of -o json");
+            Error::invalid(path, "JSON", None, Defect::BadValue, why)
+        })
 }
 
 fn parse(row: &Value) -> Option<Row> {
     let number = |key: &str| row.get(key)?.as_u64();
     let (prompt, generated) = (number("n_prompt")?, number("n_gen")?);
     let steps = prompt.checked_add(generated).filter(|n| *n > 0)? as f64;
-    let model = row.get("model_type")?.as_str()?;
+    let text = |key: &str| row.get(key).and_then(Value::as_str);
+    let model = text("model_type")?;
     let x = row.get("x");
     let ours = |key: &str| x.and_then(|x| x.get(key)).and_then(Value::as_str);
-    let backend = ours("backend").or_else(|| row.get("backends").and_then(Value::as_str));
+    let backend = ours("backend").or_else(|| text("backends"));
     let depth = number("n_depth")?;
     let numbers =
         |v: &Value| -> Option<Vec<f64>> { v.as_array()?.iter().map(Value::as_f64).collect() };
@@ -100,94 +178,66 @@ fn parse(row: &Value) -> Option<Row> {
         None => numbers(row.get("samples_ns")?)?.iter().map(|ns| ns / 1e6 / steps).collect(),
     };
     let valid = !token_ms.is_empty() && token_ms.iter().all(|ms| ms.is_finite() && *ms > 0.0);
+    let clock_mhz = (|| -> Option<Vec<f64>> {
+        let repetitions = x?.get("telemetry")?.get("repetitions")?.as_array()?;
+        let one = |r: &Value| {
+            let clocks = numbers(r.get("sm_mhz")?)?;
+            (!clocks.is_empty()).then(|| mean(&clocks))
+        };
+        let clocks: Vec<f64> = repetitions.iter().map(one).collect::<Option<_>>()?;
+        let valid = clocks.len() == token_ms.len() && clocks.iter().all(|mhz| *mhz > 0.0);
+        valid.then_some(clocks)
+    })();
+    let gpu = text("gpu_info").filter(|gpu| !gpu.is_empty());
     valid.then(|| Row {
         name: format!(
             "{model}, {} {}, pp{prompt} tg{generated} d{depth}",
             backend.unwrap_or("-"),
             ours("mode").unwrap_or("-")
         ),
+        device: gpu.or_else(|| text("cpu_info")).unwrap_or_default().to_owned(),
+        clock_mhz,
         token_ms,
     })
 }
 
-/// Judges `new` against `base`: `percent` is the slow-down that counts.
-pub fn compare(base: &Row, new: &Row, percent: f64) -> Comparison {
-    let median = |v: &[f64]| Sorted::new(v.iter().copied()).median().unwrap_or(f64::NAN);
-    let (base_ms, new_ms) = (median(&base.token_ms), median(&new.token_ms));
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut draw = |from: &[f64]| {
-        let one = |_: &f64| {
-            // Marsaglia's xorshift64 (2003): the same draws in every run.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            from[(state % from.len().max(1) as u64) as usize]
-        };
-        median(&from.iter().map(one).collect::<Vec<_>>())
-    };
-    let ratios = Sorted::new((0..DRAWS).map(|_| draw(&new.token_ms) / draw(&base.token_ms)));
-    let at = |q| ratios.quantile(q).unwrap_or(f64::NAN);
-    let interval = (at(0.025), at(0.975));
-    let bound = 1.0 + percent / 100.0;
+/// Judges `new` against `base`; differences up to `margin` percent are none.
+pub fn compare(base: &Row, new: &Row, margin: f64) -> Comparison {
+    let median = |row: &Row| Sorted::new(row.token_ms.iter().copied()).median();
+    let time = Ratio::of(&base.token_ms, &new.token_ms);
+    let cycles = base.cycles().zip(new.cycles()).map(|(base, new)| Ratio::of(&base, &new));
     let few = base.token_ms.len().min(new.token_ms.len()) < REPETITIONS;
-    let verdict = match interval {
-        _ if few => Verdict::Noisy,
-        (low, _) if low > bound => Verdict::Slower,
-        (_, high) if high > bound => Verdict::Noisy,
-        (_, high) if high < 1.0 => Verdict::Faster,
-        _ => Verdict::Same,
+    let beyond = 1.0 + margin / 100.0;
+    let above = |r: &Ratio| r.interval.0 > 1.0;
+    let below = |r: &Ratio| r.interval.1 < 1.0;
+    let verdict = if few {
+        Verdict::CannotTell(Doubt::Few)
+    } else if above(&time) && time.value > beyond {
+        if cycles.as_ref().is_none_or(above) {
+            Verdict::Slower
+        } else {
+            Verdict::CannotTell(Doubt::Clocks)
+        }
+    } else if below(&time) && time.value < 1.0 / beyond {
+        if cycles.as_ref().is_none_or(below) {
+            Verdict::Faster
+        } else {
+            Verdict::CannotTell(Doubt::Clocks)
+        }
+    } else if time.interval.0 >= 1.0 / beyond && time.interval.1 <= beyond {
+        Verdict::Same
+    } else {
+        Verdict::CannotTell(Doubt::Wide)
     };
     Comparison {
         name: new.name.clone(),
-        base_ms,
-        new_ms,
-        ratio: new_ms / base_ms,
-        interval,
+        ms: (median(base).unwrap_or(f64::NAN), median(new).unwrap_or(f64::NAN)),
+        may_be_slower: few || time.interval.1 > beyond,
+        time,
+        cycles,
         verdict,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn row(token_ms: &[f64]) -> Row {
-        Row { name: "t".to_owned(), token_ms: token_ms.to_vec() }
-    }
-
-    fn verdict(base: &[f64], new: &[f64]) -> Verdict {
-        compare(&row(base), &row(new), 2.0).verdict
-    }
-
-    const BASE: [f64; 5] = [1.0, 1.001, 0.999, 1.002, 0.998];
-
-    #[test]
-    fn a_verdict_needs_the_whole_interval() {
-        assert_eq!(verdict(&BASE, &BASE), Verdict::Same);
-        assert_eq!(verdict(&BASE, &BASE.map(|x| x * 1.1)), Verdict::Slower);
-        assert_eq!(verdict(&BASE, &BASE.map(|x| x * 0.9)), Verdict::Faster);
-        // Slower by less than counts.
-        assert_eq!(verdict(&BASE, &BASE.map(|x| x * 1.01)), Verdict::Same);
-        assert_eq!(verdict(&BASE, &[0.9, 1.3, 1.0, 1.2, 0.8]), Verdict::Noisy);
-    }
-
-    #[test]
-    fn two_repetitions_prove_nothing() {
-        assert_eq!(verdict(&BASE, &[2.0, 2.0]), Verdict::Noisy);
-    }
-
-    #[test]
-    fn rows_of_llama_bench_are_read_too() {
-        let theirs = json!({
-            "model_type": "llama 1B Q4_0", "backends": "CUDA", "n_prompt": 0, "n_gen": 10,
-            "n_depth": 0, "samples_ns": [20_000_000, 30_000_000],
-        });
-        assert_eq!(parse(&theirs).unwrap().token_ms, [2.0, 3.0]);
-        let mut ours = theirs;
-        ours["x"] = json!({"mode": "graph", "token_gaps_ns": [[1_000_000, 3_000_000, 2_000_000]]});
-        assert_eq!(parse(&ours).unwrap().token_ms, [2.0]);
-        ours["n_gen"] = json!(0);
-        assert_eq!(parse(&ours), None);
-    }
-}
+mod tests;

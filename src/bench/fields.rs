@@ -4,11 +4,14 @@
 //! our files; the last two stood in older programs and are what older scripts ask for. What
 //! has no meaning here holds llama-bench's default, never nothing: scripts join rows on it.
 
-use super::measure::{Measurement, Test};
+use super::bootstrap;
+use super::compare::{LEVEL, Ratio};
+use super::measure::{Measurement, Outlier, Test};
 use super::model::ModelFacts;
 use super::roofline;
-use super::stats::{Summary, mean, standard_deviation};
+use super::stats::{Sorted, Summary, mean, standard_deviation};
 use crate::plan::DecodePlan;
+use crate::session::EngineStats;
 use serde_json::{Value, json};
 
 /// Type of a column.
@@ -57,6 +60,31 @@ pub struct Setup {
     pub capacity: u32,
     /// Measured read speed of the memory, GB/s.
     pub ceiling_gb_s: Option<f64>,
+    /// Times of loading, apart from everything that is measured.
+    pub load: EngineStats,
+}
+
+/// A row's mode against another one's, their repetitions interleaved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// The other mode.
+    pub against: String,
+    /// This one's median time a token over the other's, pair by pair: the median of the ratios.
+    pub ratio: Ratio,
+    /// Pairs.
+    pub n: usize,
+}
+
+impl Pair {
+    /// `new` against `base`, the repetitions of which were measured in turn.
+    pub fn of(against: &str, base: &Measurement, new: &Measurement) -> Self {
+        let pairs = base.medians_ms().into_iter().zip(new.medians_ms());
+        let ratios: Vec<f64> = pairs.map(|(base, new)| new / base).collect();
+        let value = Sorted::new(ratios.iter().copied()).median().unwrap_or(f64::NAN);
+        let interval = bootstrap::of_median(&ratios, LEVEL);
+        let (against, n) = (against.to_owned(), ratios.len());
+        Self { against, ratio: Ratio { value, interval }, n }
+    }
 }
 
 /// A measured test with all that a row says.
@@ -70,18 +98,23 @@ pub struct Record {
     pub measurement: Measurement,
     /// Bytes a token to and from device memory, mean over the test's positions.
     pub bytes_per_token: f64,
-    /// Energy a token, J.
-    pub joules_per_token: Option<f64>,
+    /// Against the other mode, where both were asked for.
+    pub pair: Option<Pair>,
 }
 
 impl Record {
     /// The row of a measurement that ends now.
-    pub fn new(setup: Setup, plan: &DecodePlan, measurement: Measurement) -> Self {
+    pub fn new(
+        setup: Setup,
+        plan: &DecodePlan,
+        measurement: Measurement,
+        pair: Option<Pair>,
+    ) -> Self {
         let Test { depth, .. } = measurement.test;
         Self {
             test_time: utc(std::time::SystemTime::now()),
             bytes_per_token: roofline::bytes_per_token(plan, depth, measurement.test.steps()),
-            joules_per_token: None,
+            pair,
             setup,
             measurement,
         }
@@ -112,6 +145,19 @@ impl Record {
         self.setup.ceiling_gb_s.map(|ceiling| 100.0 * self.gigabytes_per_second() / ceiling)
     }
 
+    /// Energy a token, J; `None` without a sensor, and for repetitions too short for its counter.
+    pub fn joules_per_token(&self) -> Option<f64> {
+        let tokens = self.measurement.repetitions.len() as f64;
+        let tokens = tokens * f64::from(self.measurement.test.steps());
+        self.measurement.conditions()?.joules.map(|joules| joules / tokens)
+    }
+
+    /// Median time to first token, ms: prompt in, first token out, on the host's clock.
+    pub fn ttft_ms(&self) -> Option<f64> {
+        let all = self.measurement.repetitions.iter().map(|r| r.ttft_ns as f64 / 1e6);
+        Sorted::new(all).median()
+    }
+
     fn repetition_ns(&self) -> Vec<f64> {
         self.measurement.repetitions.iter().map(|r| r.ns as f64).collect()
     }
@@ -132,8 +178,8 @@ impl Record {
     fn extension(&self) -> Value {
         let latency = self.latency().map(|s| {
             json!({
-                "n": s.n, "mean_ms": s.mean, "p50_ms": s.p50, "p90_ms": s.p90, "p99_ms": s.p99,
-                "max_ms": s.max, "outliers": s.outliers,
+                "n": s.n, "mean_ms": s.mean, "p50_ms": s.p50, "p90_ms": s.p90, "p95_ms": s.p95,
+                "p99_ms": s.p99, "max_ms": s.max, "outliers": s.outliers,
             })
         });
         let warmup = self.measurement.warmup.map(|w| {
@@ -141,8 +187,16 @@ impl Record {
                 "rounds": w.rounds, "tokens": w.tokens, "seconds": w.seconds, "stable": w.stable,
             })
         });
-        let gaps: Vec<&[u64]> =
-            self.measurement.repetitions.iter().map(|r| r.gaps_ns.as_slice()).collect();
+        let m = &self.measurement;
+        let gaps: Vec<&[u64]> = m.repetitions.iter().map(|r| r.gaps_ns.as_slice()).collect();
+        let first: Vec<u64> = m.repetitions.iter().map(|r| r.first_ns).collect();
+        let load = &self.setup.load;
+        let pair = self.pair.as_ref().map(|p| {
+            json!({
+                "against": p.against, "ratio": p.ratio.value, "low": p.ratio.interval.0,
+                "high": p.ratio.interval.1, "level": LEVEL, "pairs": p.n,
+            })
+        });
         json!({
             "test": self.measurement.test.to_string(),
             "backend": self.setup.backend,
@@ -154,11 +208,29 @@ impl Record {
             "gb_per_s": self.gigabytes_per_second(),
             "ceiling_gb_per_s": self.setup.ceiling_gb_s,
             "percent_of_ceiling": self.percent_of_ceiling(),
-            "joules_per_token": self.joules_per_token,
+            "joules_per_token": self.joules_per_token(),
+            "load": {
+                "weights_s": load.load_seconds, "kernels_s": load.jit_seconds,
+                "capture_s": load.capture_seconds,
+            },
+            "ttft_ms": self.ttft_ms(),
             "warmup": warmup,
+            "noise_percent": m.noise_percent(),
+            "pair": pair,
+            "outliers": m.outliers().iter().map(outlier).collect::<Vec<_>>(),
+            "telemetry": m.conditions().map(|c| c.json(m.spans())),
+            "first_token_ns": first,
             "token_gaps_ns": gaps,
         })
     }
+}
+
+fn outlier(o: &Outlier) -> Value {
+    json!({
+        "repetition": o.repetition, "position": o.position, "ms": o.ms, "at_ms": o.at_ms,
+        "sm_mhz": o.reading.and_then(|r| r.sm_mhz),
+        "throttle": o.reading.map(|r| r.throttle.reasons()),
+    })
 }
 
 macro_rules! fields {

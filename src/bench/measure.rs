@@ -1,7 +1,9 @@
 //! One test, measured: warm-up until stable, then repetitions, each timed as a whole and token by
 //! token.
 
+use super::bootstrap;
 use super::stats::Sorted;
+use super::telemetry::{Conditions, Monitor, Reading, Span};
 use crate::error::{Error, Result};
 use crate::session::{Chosen, DecodeSession, Finish};
 use std::ops::ControlFlow;
@@ -15,6 +17,10 @@ const WARMUP_ROUNDS: u32 = 10;
 const WARMUP_TIME: Duration = Duration::from_secs(3);
 /// Two rounds agree when their medians differ by no more than this fraction.
 const WARMUP_AGREEMENT: f64 = 0.02;
+/// Repetitions without which the spread of their medians says nothing.
+pub const NOISE_REPETITIONS: usize = 5;
+/// Outliers that are told one by one, at most: the farthest.
+const OUTLIERS_TOLD: usize = 20;
 /// Seed of the cache contents before `depth`.
 const CACHE_SEED: u64 = 0x5EED;
 
@@ -58,6 +64,10 @@ impl std::fmt::Display for Test {
 pub struct Repeat {
     /// Repetitions.
     pub times: u32,
+    /// Go on until [`Measurement::noise_percent`] is at most this, %.
+    pub max_noise: Option<f64>,
+    /// Repetitions with `max_noise`, at most.
+    pub most: u32,
     /// Whether to warm up.
     pub warmup: bool,
     /// Pause before each repetition.
@@ -69,8 +79,37 @@ pub struct Repeat {
 pub struct Repetition {
     /// Wall time of all steps on the host's clock, ns.
     pub ns: u64,
+    /// From the begin until the host saw the token of the first step, ns.
+    pub first_ns: u64,
+    /// Time to first token: until the host saw the token chosen after the last input, ns.
+    pub ttft_ns: u64,
     /// Gaps between consecutive tokens, ns: one fewer than tokens.
     pub gaps_ns: Vec<u64>,
+    /// What the device did meanwhile; `None` without a sensor.
+    pub span: Option<Span>,
+}
+
+impl Repetition {
+    /// Median time a token, ms; the mean of `steps` steps where there are no gaps.
+    pub fn median_ms(&self, steps: u32) -> f64 {
+        let gaps = Sorted::new(self.gaps_ns.iter().map(|&ns| ns as f64 / 1e6));
+        gaps.median().unwrap_or(self.ns as f64 / 1e6 / f64::from(steps.max(1)))
+    }
+}
+
+/// A token that took far longer, or shorter, than the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outlier {
+    /// Repetition, from 0.
+    pub repetition: usize,
+    /// Position of the step.
+    pub position: u32,
+    /// Time a token, ms.
+    pub ms: f64,
+    /// After the begin of the repetition, ms.
+    pub at_ms: f64,
+    /// The device then; `None` without a sensor.
+    pub reading: Option<Reading>,
 }
 
 /// What the warm-up did.
@@ -116,6 +155,50 @@ impl Measurement {
         }
         self.repetitions.iter().map(|r| r.ns as f64 / 1e6 / steps).collect()
     }
+
+    /// Median time a token of each repetition, ms.
+    pub fn medians_ms(&self) -> Vec<f64> {
+        self.repetitions.iter().map(|r| r.median_ms(self.test.steps())).collect()
+    }
+
+    /// How well the result is known: half the 95 % bootstrap interval of the median over the
+    /// repetitions' medians, % of it. `None` below [`NOISE_REPETITIONS`].
+    pub fn noise_percent(&self) -> Option<f64> {
+        let medians = self.medians_ms();
+        let center = Sorted::new(medians.iter().copied()).median()?;
+        let (low, high) = bootstrap::of_median(&medians, 0.95);
+        (medians.len() >= NOISE_REPETITIONS).then_some(100.0 * (high - low) / 2.0 / center)
+    }
+
+    /// What the device did in all repetitions; `None` without a sensor.
+    pub fn conditions(&self) -> Option<Conditions> {
+        Conditions::of(self.spans())
+    }
+
+    /// The spans of the repetitions.
+    pub fn spans(&self) -> impl Iterator<Item = &Span> + Clone {
+        self.repetitions.iter().filter_map(|r| r.span.as_ref())
+    }
+
+    /// The tokens outside [`Sorted::ordinary`], the slowest first, with the device's state then.
+    pub fn outliers(&self) -> Vec<Outlier> {
+        let ordinary = Sorted::new(self.token_ms()).ordinary();
+        let mut found = Vec::new();
+        for (repetition, r) in self.repetitions.iter().enumerate() {
+            let mut at_ns = r.first_ns;
+            for (position, &gap) in (self.test.depth + 1..).zip(&r.gaps_ns) {
+                at_ns += gap;
+                let (ms, at_ms) = (gap as f64 / 1e6, at_ns as f64 / 1e6);
+                if !ordinary.contains(&ms) {
+                    let reading = r.span.as_ref().and_then(|s| s.nearest(at_ms)).map(|s| s.reading);
+                    found.push(Outlier { repetition, position, ms, at_ms, reading });
+                }
+            }
+        }
+        found.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        found.truncate(OUTLIERS_TOLD);
+        found
+    }
 }
 
 /// What a measurement needs of a session; a mock in tests.
@@ -158,99 +241,135 @@ impl Decoder for DecodeSession {
     }
 }
 
-/// Measures `test`. `stop` is asked after each token: once it says so, the repetition under way is
-/// dropped and what was completed is returned, or [`Error::Interrupted`] if nothing was.
-/// `progress` is called with each token.
+/// What watches a measurement.
+pub struct Watch<'a> {
+    /// Asked after each token: once it says so, the repetition under way is dropped.
+    pub stop: &'a dyn Fn() -> bool,
+    /// Called with each token.
+    pub progress: &'a mut dyn FnMut(),
+    /// Reads the device, where there is a sensor.
+    pub monitor: Option<&'a Monitor>,
+}
+
+/// Measures `test` on each of `decoders`, their repetitions interleaved: what changes with time
+/// hits all of them, and each second round runs backwards. Gives a measurement for each, of as
+/// many repetitions; those that were completed when `watch.stop` said so, or
+/// [`Error::Interrupted`] if none was.
 ///
 /// # Errors
 /// Those of the session; [`Error::Usage`] for a test without tokens.
 pub fn measure(
-    decoder: &mut dyn Decoder,
+    decoders: &mut [&mut dyn Decoder],
     test: Test,
     repeat: Repeat,
-    stop: &dyn Fn() -> bool,
-    progress: &mut dyn FnMut(),
-) -> Result<Measurement> {
+    watch: &mut Watch<'_>,
+) -> Result<Vec<Measurement>> {
     if test.steps() == 0 || repeat.times == 0 {
         return Err(Error::Usage("a test needs at least one token and one repetition".to_owned()));
     }
-    let mut run = Run { decoder, stop, progress, device_clock: true };
-    let warmup = if repeat.warmup { Some(run.warm_up(test)?) } else { None };
-    let mut repetitions = Vec::new();
-    for _ in 0..repeat.times {
-        std::thread::sleep(repeat.delay);
-        match run.once(test, None)? {
-            Some(repetition) => repetitions.push(repetition),
-            None => break,
+    let empty =
+        |_: &_| Measurement { test, warmup: None, device_clock: true, repetitions: Vec::new() };
+    let mut all: Vec<Measurement> = decoders.iter().map(empty).collect();
+    if repeat.warmup {
+        for (decoder, m) in decoders.iter_mut().zip(&mut all) {
+            m.warmup = Some(warm_up(*decoder, test, watch)?);
         }
     }
-    if repetitions.is_empty() {
+    let mut round = 0;
+    let noisy = |all: &[Measurement]| {
+        let bound = repeat.max_noise.unwrap_or(f64::INFINITY);
+        all.iter().any(|m| m.noise_percent().unwrap_or(f64::MAX) > bound)
+    };
+    while round < repeat.times || (round < repeat.most && noisy(&all)) {
+        std::thread::sleep(repeat.delay);
+        let mut order: Vec<usize> = (0..decoders.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for i in order {
+            if let Some((repetition, device_clock)) = once(decoders[i], test, None, watch)? {
+                all[i].repetitions.push(repetition);
+                all[i].device_clock &= device_clock;
+            }
+        }
+        round += 1;
+        if (watch.stop)() {
+            break;
+        }
+    }
+    // Pairs only: an interrupt may have come between two decoders.
+    let complete = all.iter().map(|m| m.repetitions.len()).min().unwrap_or(0);
+    if complete == 0 {
         return Err(Error::Interrupted);
     }
-    Ok(Measurement { test, warmup, device_clock: run.device_clock, repetitions })
+    all.iter_mut().for_each(|m| m.repetitions.truncate(complete));
+    Ok(all)
 }
 
-struct Run<'a> {
-    decoder: &'a mut dyn Decoder,
-    stop: &'a dyn Fn() -> bool,
-    progress: &'a mut dyn FnMut(),
-    device_clock: bool,
+/// Rounds of the test's first tokens until two of them take the same time.
+fn warm_up(decoder: &mut dyn Decoder, test: Test, watch: &mut Watch<'_>) -> Result<Warmup> {
+    let start = Instant::now();
+    let round = Test { n_prompt: 0, n_gen: test.steps().min(WARMUP_TOKENS), ..test };
+    let mut done = Warmup::default();
+    let mut before = None;
+    while done.rounds < WARMUP_ROUNDS && !done.stable {
+        let Some((sample, _)) = once(decoder, round, Some(start + WARMUP_TIME), watch)? else {
+            break;
+        };
+        let now = sample.median_ms(round.steps());
+        done.stable = before.is_some_and(|b: f64| (now - b).abs() <= WARMUP_AGREEMENT * b);
+        done.rounds += 1;
+        done.tokens += round.steps();
+        before = Some(now);
+    }
+    done.seconds = start.elapsed().as_secs_f64();
+    Ok(done)
 }
 
-impl Run<'_> {
-    /// Rounds of the test's first tokens until two of them take the same time.
-    fn warm_up(&mut self, test: Test) -> Result<Warmup> {
-        let start = Instant::now();
-        let round = Test { n_prompt: 0, n_gen: test.steps().min(WARMUP_TOKENS), ..test };
-        let mut done = Warmup::default();
-        let mut before = None;
-        while done.rounds < WARMUP_ROUNDS && !done.stable {
-            let Some(sample) = self.once(round, Some(start + WARMUP_TIME))? else { break };
-            let gaps = sample.gaps_ns.iter().map(|&ns| ns as f64);
-            let now = Sorted::new(gaps).median().unwrap_or(sample.ns as f64);
-            done.stable = before.is_some_and(|b: f64| (now - b).abs() <= WARMUP_AGREEMENT * b);
-            done.rounds += 1;
-            done.tokens += round.steps();
-            before = Some(now);
+/// One repetition, and whether its gaps are on the device's clock; `None` when it was stopped or
+/// the deadline passed.
+fn once(
+    decoder: &mut dyn Decoder,
+    test: Test,
+    deadline: Option<Instant>,
+    watch: &mut Watch<'_>,
+) -> Result<Option<(Repetition, bool)>> {
+    decoder.seek(test.depth)?;
+    let inputs = inputs(test, decoder.vocab());
+    // The last input's step chooses a token too: inputs + predicted − 1 steps.
+    let predict = test.steps() - (inputs.len() as u32 - 1);
+    let mut at = Vec::with_capacity(test.steps() as usize);
+    let start = Instant::now();
+    let finish = decoder.decode(&inputs, predict, &mut |chosen| {
+        let now = Instant::now();
+        at.push((now - start, chosen.device_ns));
+        (watch.progress)();
+        if (watch.stop)() || deadline.is_some_and(|d| now > d) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
-        done.seconds = start.elapsed().as_secs_f64();
-        Ok(done)
-    }
-
-    /// One repetition; `None` when it was stopped or the deadline passed.
-    fn once(&mut self, test: Test, deadline: Option<Instant>) -> Result<Option<Repetition>> {
-        self.decoder.seek(test.depth)?;
-        let inputs = inputs(test, self.decoder.vocab());
-        // The last input's step chooses a token too: inputs + predicted − 1 steps.
-        let predict = test.steps() - (inputs.len() as u32 - 1);
-        let mut at = Vec::with_capacity(test.steps() as usize);
-        let (stop, progress) = (self.stop, &mut self.progress);
-        let start = Instant::now();
-        let finish = self.decoder.decode(&inputs, predict, &mut |chosen| {
-            let now = Instant::now();
-            at.push((now - start, chosen.device_ns));
-            progress();
-            if stop() || deadline.is_some_and(|d| now > d) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
-        let ns = start.elapsed().as_nanos() as u64;
-        match finish {
-            Finish::Done => {}
-            Finish::Stopped => return Ok(None),
-            Finish::Capacity => {
-                return Err(Error::Internal(format!("{test} does not fit the session's cache")));
-            }
+    })?;
+    let end = Instant::now();
+    match finish {
+        Finish::Done => {}
+        Finish::Stopped => return Ok(None),
+        Finish::Capacity => {
+            return Err(Error::Internal(format!("{test} does not fit the session's cache")));
         }
-        let device: Option<Vec<u64>> = at.iter().map(|(_, device_ns)| *device_ns).collect();
-        self.device_clock &= device.is_some();
-        let ticks =
-            device.unwrap_or_else(|| at.iter().map(|(host, _)| host.as_nanos() as u64).collect());
-        let gaps_ns = ticks.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
-        Ok(Some(Repetition { ns, gaps_ns }))
     }
+    let host_ns = |step: usize| at.get(step).map_or(0, |(host, _)| host.as_nanos() as u64);
+    let device: Option<Vec<u64>> = at.iter().map(|(_, device_ns)| *device_ns).collect();
+    let device_clock = device.is_some();
+    let ticks = device.unwrap_or_else(|| (0..at.len()).map(host_ns).collect());
+    let repetition = Repetition {
+        ns: (end - start).as_nanos() as u64,
+        first_ns: host_ns(0),
+        ttft_ns: host_ns(inputs.len() - 1),
+        gaps_ns: ticks.windows(2).map(|w| w[1].saturating_sub(w[0])).collect(),
+        span: watch.monitor.map(|m| m.span(start, end)),
+    };
+    Ok(Some((repetition, device_clock)))
 }
 
 /// The prompt, or one token to begin with: the same ids in every run.

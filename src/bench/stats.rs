@@ -59,17 +59,25 @@ impl Sorted {
         self.quantile(0.5)
     }
 
-    /// Samples whose modified z-score 0.6745 (x − median) / MAD is beyond ±3.5. MAD is the median
-    /// of |x − median|; where it is 0 nothing is called an outlier.
-    pub fn outliers(&self) -> usize {
-        let Some(center) = self.median() else { return 0 };
+    /// What is no outlier: `median ± 3.5 MAD / 0.6745`, where MAD is the median of
+    /// |x − median|. Everything where MAD is 0 or there are no samples.
+    pub fn ordinary(&self) -> std::ops::RangeInclusive<f64> {
+        let everything = f64::NEG_INFINITY..=f64::INFINITY;
+        let Some(center) = self.median() else { return everything };
         let deviations = Self::new(self.0.iter().map(|x| (x - center).abs()));
         match deviations.median() {
             Some(mad) if mad > 0.0 => {
-                self.0.iter().filter(|x| 0.6745 * (*x - center).abs() / mad > OUTLIER).count()
+                let reach = OUTLIER * mad / 0.6745;
+                center - reach..=center + reach
             }
-            _ => 0,
+            _ => everything,
         }
+    }
+
+    /// Samples outside [`Sorted::ordinary`].
+    pub fn outliers(&self) -> usize {
+        let ordinary = self.ordinary();
+        self.0.iter().filter(|x| !ordinary.contains(x)).count()
     }
 }
 
@@ -84,6 +92,8 @@ pub struct Summary {
     pub p50: f64,
     /// 90th percentile.
     pub p90: f64,
+    /// 95th percentile.
+    pub p95: f64,
     /// 99th percentile, with at least [`P99_SAMPLES`] samples.
     pub p99: Option<f64>,
     /// Largest.
@@ -101,6 +111,7 @@ impl Summary {
             mean: mean(&sorted.0),
             p50: sorted.median()?,
             p90: sorted.quantile(0.9)?,
+            p95: sorted.quantile(0.95)?,
             p99: sorted.quantile(0.99).filter(|_| sorted.len() >= P99_SAMPLES),
             max: *sorted.0.last()?,
             outliers: sorted.outliers(),

@@ -320,6 +320,7 @@ fn is_scratch(op: &Op, buf: Buf) -> bool {
         | Op::TopK(_)
         | Op::ExpertMatVec(_)
         | Op::ExpertSum(_)
+        | Op::Sample(_)
         | Op::Qkv(_)
         | Op::HeadRope(_)
         | Op::NormAdd(_)
@@ -347,6 +348,7 @@ fn written_cache(op: &Op) -> Option<CacheRef> {
         | Op::ExpertSum(_)
         | Op::Argmax(_)
         | Op::NormAdd(_)
+        | Op::Sample(_)
         | Op::Project(_)
         | Op::GateUp(_)
         | Op::LmHead(_) => None,

@@ -21,6 +21,7 @@ mod matvec;
 mod product;
 mod rms_norm;
 mod rope;
+mod sample;
 mod softcap;
 mod summary;
 mod top_k;
@@ -38,6 +39,7 @@ pub use launch::{Arg, Gpu, Launch};
 pub use matvec::MatVec;
 pub use rms_norm::RmsNorm;
 pub use rope::{Pairing, Rope};
+pub use sample::{Sample, Sampling};
 pub use softcap::Softcap;
 pub use summary::Summary;
 pub use top_k::TopK;
@@ -210,6 +212,8 @@ pub enum Op {
     ExpertSum(ExpertSum),
     /// See [`Argmax`].
     Argmax(Argmax),
+    /// See [`Sample`].
+    Sample(Sample),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
     /// See [`fused::HeadRope`].
@@ -241,6 +245,7 @@ impl Op {
             Self::ExpertMatVec(op) => op,
             Self::ExpertSum(op) => op,
             Self::Argmax(op) => op,
+            Self::Sample(op) => op,
             Self::Qkv(op) => op.as_ref(),
             Self::HeadRope(op) => op.as_ref(),
             Self::NormAdd(op) => op,
@@ -271,7 +276,8 @@ impl Op {
             | Self::TopK(_)
             | Self::ExpertMatVec(_)
             | Self::ExpertSum(_)
-            | Self::Argmax(_) => vec![self.describe()],
+            | Self::Argmax(_)
+            | Self::Sample(_) => vec![self.describe()],
         }
     }
 

@@ -15,7 +15,7 @@ mod workspace;
 pub use builder::PlanBuilder;
 pub use workspace::{BufferSpec, Placement, WorkspaceLayout};
 
-use crate::ops::{Buf, CacheRef, KvType, Op, Traffic};
+use crate::ops::{Buf, CacheRef, KvType, Op, Sample, Sampling, Traffic};
 use crate::quant::{QuantFormat, RowOrder};
 
 /// One op and where it stands in the model.
@@ -137,6 +137,20 @@ impl DecodePlan {
     /// Where every buffer lies, with reuse by lifetime.
     pub fn workspace(&self) -> WorkspaceLayout {
         WorkspaceLayout::of(self)
+    }
+
+    /// The plan with its choice drawn instead of greedy: the step of [`Argmax`](crate::ops::Argmax)
+    /// becomes a [`Sample`]. Before fusion, which takes a greedy choice into the output head.
+    #[must_use]
+    pub fn sampled(mut self, sampling: Sampling) -> Self {
+        for step in &mut self.steps {
+            if let Op::Argmax(argmax) = &step.op {
+                let (logits, vocab) = (argmax.logits, argmax.vocab);
+                step.op = Op::Sample(Sample { logits, vocab, sampling });
+                "sample".clone_into(&mut step.label);
+            }
+        }
+        self
     }
 
     /// Bytes moved when the token at `position` is computed.

@@ -339,7 +339,8 @@ impl Instruction {
             | Op::ExpertSum(_)
             | Op::HeadRope(_)
             | Op::NormAdd(_)
-            | Op::Argmax(_) => None,
+            | Op::Argmax(_)
+            | Op::Sample(_) => None,
         }
     }
 }
@@ -365,7 +366,8 @@ fn matrices(op: &Op) -> Vec<&Matrix> {
         | Op::ExpertSum(_)
         | Op::HeadRope(_)
         | Op::NormAdd(_)
-        | Op::Argmax(_) => vec![],
+        | Op::Argmax(_)
+        | Op::Sample(_) => vec![],
     }
 }
 

@@ -1,6 +1,7 @@
 //! Markdown: llama-bench's columns, then ours to the right of t/s.
 
 use super::Report;
+use crate::bench::compare::LEVEL;
 use crate::bench::fields::{BUILD_COMMIT, Record};
 use crate::bench::stats::standard_deviation;
 use std::io::{self, Write};
@@ -18,24 +19,27 @@ const ON_GPU: Column = ("ngl", 3, |_| "99".to_owned());
 const ON_CPU: Column = ("threads", 7, |r| r.setup.threads.to_string());
 const KV: [Column; 2] =
     [("type_k", 6, |r| r.setup.kv.clone()), ("type_v", 6, |r| r.setup.kv.clone())];
-const AFTER: [Column; 11] = [
+const AFTER: [Column; 12] = [
     ("mode", -10, |r| r.setup.mode.clone()),
     ("test", 15, |r| r.measurement.test.to_string()),
     ("t/s", 20, speed),
     ("p50 ms", 10, |r| milliseconds(r.latency().map(|s| s.p50))),
     ("p90 ms", 10, |r| milliseconds(r.latency().map(|s| s.p90))),
+    ("p95 ms", 10, |r| milliseconds(r.latency().map(|s| s.p95))),
     ("p99 ms", 10, |r| milliseconds(r.latency().and_then(|s| s.p99))),
     ("max ms", 10, |r| milliseconds(r.latency().map(|s| s.max))),
     ("clock", 6, |r| if r.measurement.device_clock { "device" } else { "host" }.to_owned()),
     ("GB/s", 10, |r| format!("{:.1}", r.gigabytes_per_second())),
     ("% of ceiling", 12, |r| known(r.percent_of_ceiling(), 1)),
-    ("J/token", 10, |r| known(r.joules_per_token, 3)),
+    ("J/token", 10, |r| known(r.joules_per_token(), 3)),
 ];
 
 /// The table's columns depend on the first row: the rows of a run share a backend and a cache.
 #[derive(Default)]
 pub(super) struct Markdown {
     columns: Vec<Column>,
+    /// What stands under the table.
+    notes: Vec<String>,
 }
 
 impl Report for Markdown {
@@ -54,12 +58,50 @@ impl Report for Markdown {
             line(out, self.columns.iter().map(|(title, width, _)| pad(title, *width)))?;
             line(out, self.columns.iter().map(|(_, width, _)| rule(*width)))?;
         }
+        for note in notes(record) {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         line(out, self.columns.iter().map(|(_, width, text)| pad(&text(record), *width)))
     }
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "\nbuild: {BUILD_COMMIT} (0)")
+        writeln!(out, "\nbuild: {BUILD_COMMIT} (0)")?;
+        self.notes.iter().try_for_each(|note| writeln!(out, "{note}"))
     }
+}
+
+/// What a row says below the table: once for all rows what is of the run, by test the rest.
+fn notes(r: &Record) -> Vec<String> {
+    let (m, load) = (&r.measurement, &r.setup.load);
+    let (test, mode) = (m.test, &r.setup.mode);
+    let mut notes = vec![format!(
+        "load, {mode}: weights {:.2} s, kernels {:.2} s, capture {:.4} s",
+        load.load_seconds, load.jit_seconds, load.capture_seconds
+    )];
+    if let Some(ceiling) = r.setup.ceiling_gb_s {
+        notes.push(format!("ceiling: {ceiling:.0} GB/s, read in this run"));
+    }
+    if m.test.n_prompt > 0 {
+        notes.push(format!("{test}, {mode}: first token after {} ms", milliseconds(r.ttft_ms())));
+    }
+    if let Some(p) = &r.pair {
+        let (low, high) = p.ratio.interval;
+        let (value, level, against) = (p.ratio.value, 100.0 * LEVEL, &p.against);
+        notes.push(format!(
+            "{test}: {mode} / {against} = {value:.3} ({level} % interval {low:.3} to {high:.3}, \
+             {} pairs)",
+            p.n
+        ));
+    }
+    if let Some(conditions) = m.conditions() {
+        let remarks = conditions.remarks();
+        if !remarks.is_empty() {
+            notes.push(format!("{test}, {mode}: NOT QUIET: {}", remarks.join("; ")));
+        }
+    }
+    notes
 }
 
 fn line(out: &mut dyn Write, cells: impl Iterator<Item = String>) -> io::Result<()> {

@@ -68,4 +68,6 @@ fn plain(value: &Value) -> String {
 }
 
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod tests;

@@ -1,9 +1,11 @@
 use super::*;
-use crate::bench::fields::{FIELDS, Kind, Setup};
+use crate::bench::fields::{FIELDS, Kind, Pair, Setup};
 use crate::bench::measure::{Measurement, Repetition, Test};
 use crate::bench::model::ModelFacts;
+use crate::bench::telemetry::{Reading, Sample, Span, Throttle};
+use crate::session::EngineStats;
 
-fn record() -> Record {
+pub(super) fn record() -> Record {
     let model = ModelFacts {
         filename: "it's \"here\", a,b.gguf".to_owned(),
         kind: "llama 1B Q4_K - Medium".to_owned(),
@@ -21,8 +23,15 @@ fn record() -> Record {
         kv: "f32".to_owned(),
         capacity: 640,
         ceiling_gb_s: Some(5.0),
+        load: EngineStats::default(),
     };
-    let repetition = |ns| Repetition { ns, gaps_ns: vec![1_000_000, 2_000_000, 4_000_000] };
+    let repetition = |ns| Repetition {
+        ns,
+        first_ns: 1_000_000,
+        ttft_ns: 1_000_000,
+        gaps_ns: vec![1_000_000, 2_000_000, 4_000_000],
+        span: None,
+    };
     Record {
         setup,
         test_time: "2025-04-24T11:57:10Z".to_owned(),
@@ -33,15 +42,19 @@ fn record() -> Record {
             repetitions: vec![repetition(8_000_000), repetition(8_000_000)],
         },
         bytes_per_token: 1e6,
-        joules_per_token: None,
+        pair: None,
     }
 }
 
 fn print(format: Format, rows: usize) -> String {
+    print_all(format, &vec![record(); rows])
+}
+
+pub(super) fn print_all(format: Format, rows: &[Record]) -> String {
     let mut report = format.report();
     let mut out = Vec::new();
     report.begin(&mut out).unwrap();
-    (0..rows).for_each(|_| report.row(&mut out, &record()).unwrap());
+    rows.iter().for_each(|row| report.row(&mut out, row).unwrap());
     report.end(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
@@ -123,7 +136,33 @@ fn markdown_has_llama_benchs_columns_first_and_a_dash_for_the_unknown() {
     assert_eq!(cells(0)[..10].join(" "), titles);
     assert_eq!(cells(2)[..4].join("|"), "llama 1B Q4_K - Medium|770.27 MiB|1.24 B|CPU");
     assert_eq!(cells(2)[8..10].join("|"), "tg4 @ d512|500.00 ± 0.00");
-    assert_eq!(cells(2)[10..].join("|"), "2.000|4.000|-|4.000|device|0.5|10.0|-");
+    assert_eq!(cells(2)[10..].join("|"), "2.000|4.000|4.000|-|4.000|device|0.5|10.0|-");
     assert!(lines.iter().take(3).all(|l| l.chars().count() == lines[0].chars().count()));
     assert!(text.contains("\n\nbuild: "));
+}
+
+#[test]
+fn throttling_pairs_and_energy_are_told_in_json_and_under_the_table() {
+    let mut record = record();
+    let reading = Reading {
+        sm_mhz: Some(1500),
+        throttle: Throttle(0x40),
+        joules: Some(7.0),
+        ..Reading::default()
+    };
+    for r in &mut record.measurement.repetitions {
+        let samples = vec![Sample { at_ms: 1.0, reading }];
+        r.span = Some(Span { samples, joules: Some(12.0) });
+    }
+    record.pair = Some(Pair::of("graph", &record.measurement, &record.measurement));
+    let x = &record.json()["x"];
+    assert_eq!(x["joules_per_token"], 3.0);
+    assert_eq!(x["telemetry"]["repetitions"][1]["sm_mhz"][0], 1500);
+    assert_eq!(x["telemetry"]["throttle"][0], "thermal (hardware)");
+    assert_eq!((&x["pair"]["ratio"], &x["pair"]["pairs"]), (&1.0.into(), &2.into()));
+    assert_eq!(x["ttft_ms"], 1.0);
+    let text = print_all(Format::Md, &[record]);
+    for said in [" 3.000 |", "NOT QUIET: throttled (thermal (hardware))", "/ graph = 1.000 ("] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
 }

@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Profile(ProfileArgs),
     /// Compare two result files of `run -o json`
     Compare(CompareArgs),
+    /// Draw results as SVG
+    Plot(PlotArgs),
     /// Write synthetic weights as a GGUF file
     Synth(SynthArgs),
     /// Say what of this machine is ready, and what to fix
@@ -63,13 +65,13 @@ pub(crate) struct ModelArgs {
 }
 
 /// Where and how it runs.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArgs {
     /// What computes: auto is CUDA if a device answers, else the CPU reference
     #[arg(long, value_name = "auto|cuda|cpu", default_value = "auto")]
     pub(crate) backend: Backend,
-    /// Replay one captured graph, or issue each kernel
-    #[arg(long, value_name = "graph|eager", default_value = "graph")]
+    /// Replay one captured graph, or issue each kernel; `run` also takes both: in turn, compared
+    #[arg(long, value_name = "graph|eager|both", default_value = "graph")]
     pub(crate) mode: ModeArg,
     /// Device, counted after CUDA_VISIBLE_DEVICES
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -91,7 +93,7 @@ pub(crate) struct EngineArgs {
 }
 
 /// Flags of llama-bench without a meaning here: accepted, so that its lines can be pasted.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Ignored {
     #[arg(long, hide = true)]
     n_gpu_layers: Vec<String>,
@@ -153,6 +155,23 @@ pub(crate) struct RunArgs {
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) repetitions: u32,
+    /// Go on after -r until the median is known to ±PCT % (95 %); end with 10 if it never is
+    #[arg(long, value_name = "PCT")]
+    pub(crate) max_noise: Option<f64>,
+    /// Repetitions with --max-noise, at most
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_repetitions: u32,
+    /// End with 10 after printing if the device was throttled, its clock drifted, or the warm-up
+    /// never became stable
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Keep the results under this name, for `compare`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) save_baseline: Option<String>,
+    /// Folder of the baselines
+    #[arg(long, value_name = "FOLDER", default_value = "baselines")]
+    pub(crate) baselines: PathBuf,
     /// Format of stdout
     #[arg(short = 'o', long, value_name = "FORMAT", default_value = "md")]
     pub(crate) output: ReportFormat,
@@ -205,18 +224,24 @@ pub(crate) struct GenerateArgs {
     /// Wrap the prompt as a user's turn, where the model's chat template is ChatML
     #[arg(long, requires = "prompt")]
     pub(crate) chat: bool,
-    /// Temperature; 0 takes the most probable token
+    /// Temperature, drawing the token on the device; 0 takes the most probable one
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub(crate) temp: f32,
     /// Sample among this many most probable tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 40)]
-    pub(crate) top_k: usize,
+    pub(crate) top_k: u32,
     /// Sample among the most probable tokens that have this probability together
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub(crate) top_p: f32,
+    /// Sample among the tokens at least this fraction as probable as the most probable one
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub(crate) min_p: f32,
     /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
     /// Go on after the end of the text
     #[arg(long)]
     pub(crate) ignore_eos: bool,
@@ -301,14 +326,34 @@ pub(crate) enum ProfileFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// Results before the change
+    /// Results before the change: a file, or a name given to --save-baseline
     pub(crate) base: PathBuf,
-    /// Results after it
+    /// Results after it, likewise
     pub(crate) new: PathBuf,
-    /// End with 9 when a test is slower by more than PCT % for sure, with 10 when that cannot be
-    /// told
+    /// End with 9 when a test is slower for sure and by more than PCT %, with 10 when that cannot
+    /// be ruled out; without it a difference counts from 1 % on, and the end is 0
     #[arg(long, value_name = "PCT")]
     pub(crate) fail_on_regression: Option<f64>,
+    /// Compare results of different GPUs (or CPUs) too
+    #[arg(long)]
+    pub(crate) across_devices: bool,
+    /// Folder of the baselines
+    #[arg(long, value_name = "FOLDER", default_value = "baselines")]
+    pub(crate) baselines: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlotArgs {
+    /// Results of `run -o json` or of `profile -o json`
+    #[arg(required = true, num_args = 1..)]
+    pub(crate) results: Vec<PathBuf>,
+    /// What to draw [default: kernels of a profile, ab of two files, depth of several depths,
+    /// else trace]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<PlotKind>,
+    /// The SVG file to write, instead of stdout
+    #[arg(short = 'o', long, value_name = "FILE.svg")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -344,6 +389,7 @@ pub(crate) enum Backend {
 pub(crate) enum ModeArg {
     Graph,
     Eager,
+    Both,
 }
 
 /// Element type of the cache.
@@ -361,6 +407,21 @@ pub(crate) enum ReportFormat {
     Jsonl,
     Csv,
     Sql,
+}
+
+/// `plot --kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlotKind {
+    /// Time a token by depth, with the roofline
+    Depth,
+    /// Time of each token, with throttling
+    Trace,
+    /// Share of tokens below each time
+    Distribution,
+    /// Time of each kernel
+    Kernels,
+    /// Each test of the second file against the first
+    Ab,
 }
 
 /// `-o json`, where text is the alternative.

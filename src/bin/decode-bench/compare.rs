@@ -3,46 +3,74 @@
 use crate::Outcome;
 use crate::args::CompareArgs;
 use crate::output::{note, print};
-use decode_graph::bench::compare::{Verdict, compare, read};
+use decode_graph::bench::baseline::resolve;
+use decode_graph::bench::compare::{
+    Comparison, LEVEL, MARGIN_PERCENT, Ratio, Verdict, compare, read,
+};
 use decode_graph::error::{Error, Result};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
-    let percent = args.fail_on_regression.unwrap_or(0.0);
+    let percent = args.fail_on_regression.unwrap_or(MARGIN_PERCENT);
     if !percent.is_finite() || percent < 0.0 {
         return Err(Error::Usage("--fail-on-regression is a percentage from 0 on".to_owned()));
     }
-    let (base, new) = (read(&args.base)?, read(&args.new)?);
-    let mut verdicts = Vec::new();
-    let mut table = String::from(
-        "| test | base ms | new ms | new/base | 95 % interval | verdict |\n\
-         | --- | ---: | ---: | ---: | ---: | --- |\n",
-    );
+    let [base_file, new_file] = [&args.base, &args.new].map(|f| resolve(&args.baselines, f));
+    let (base, new) = (read(&base_file)?, read(&new_file)?);
+    let mut compared = Vec::new();
     for row in &new {
         let Some(before) = base.iter().find(|b| b.name == row.name) else {
-            note(&format!("note: only in {}: {}", args.new.display(), row.name));
+            note(&format!("note: only in {}: {}", new_file.display(), row.name));
             continue;
         };
-        let c = compare(before, row, percent);
-        let verdict = match c.verdict {
-            Verdict::Slower => "SLOWER",
-            Verdict::Faster => "faster",
-            Verdict::Same => "same",
-            Verdict::Noisy => "too noisy",
-        };
-        table.push_str(&format!(
-            "| {} | {:.4} | {:.4} | {:.4} | {:.4} to {:.4} | {verdict} |\n",
-            c.name, c.base_ms, c.new_ms, c.ratio, c.interval.0, c.interval.1
-        ));
-        verdicts.push(c.verdict);
+        if before.device != row.device && !args.across_devices {
+            return Err(Error::Usage(format!(
+                "{}: measured on another device: \"{}\", not \"{}\"; --across-devices compares \
+                 them all the same",
+                base_file.display(),
+                before.device,
+                row.device
+            )));
+        }
+        compared.push(compare(before, row, percent));
     }
-    if verdicts.is_empty() {
+    if compared.is_empty() {
         return Err(Error::Usage("the files have no test in common".to_owned()));
     }
-    print(&table)?;
-    note("note: clocks are not in the results, so throttling cannot be told from a regression");
+    print(&table(&compared))?;
+    if compared.iter().any(|c| c.cycles.is_none()) {
+        note("note: without the clocks of both, throttling cannot be told from a regression");
+    }
+    let any = |test: fn(&Comparison) -> bool| compared.iter().any(test);
+    let doubtful: fn(&Comparison) -> bool =
+        |c| matches!(c.verdict, Verdict::CannotTell(_)) && c.may_be_slower;
     Ok(match args.fail_on_regression {
-        Some(_) if verdicts.contains(&Verdict::Slower) => Outcome::Regression,
-        Some(_) if verdicts.contains(&Verdict::Noisy) => Outcome::TooNoisy,
+        Some(_) if any(|c| c.verdict == Verdict::Slower) => Outcome::Regression,
+        Some(_) if any(doubtful) => Outcome::TooNoisy,
         Some(_) | None => Outcome::Done,
     })
+}
+
+fn table(compared: &[Comparison]) -> String {
+    let width = compared.iter().map(|c| c.name.len()).max().unwrap_or(4).max(4);
+    let interval = format!("{} % interval", 100.0 * LEVEL);
+    let mut table = format!(
+        "| {:<width$} | {:>9} | {:>9} | {:>8} | {interval:>16} | {:>8} | verdict |\n\
+         | {:-<width$} | {:->8}: | {:->8}: | {:->7}: | {:->15}: | {:->7}: | ------- |\n",
+        "test", "base ms", "new ms", "new/base", "cycles", "", "", "", "", "", ""
+    );
+    let ratio = |r: &Ratio| format!("{:.4}", r.value);
+    for c in compared {
+        let (low, high) = c.time.interval;
+        table.push_str(&format!(
+            "| {:<width$} | {:>9.4} | {:>9.4} | {:>8} | {:>16} | {:>8} | {} |\n",
+            c.name,
+            c.ms.0,
+            c.ms.1,
+            ratio(&c.time),
+            format!("{low:.4} to {high:.4}"),
+            c.cycles.as_ref().map_or_else(|| "-".to_owned(), ratio),
+            c.verdict
+        ));
+    }
+    table
 }

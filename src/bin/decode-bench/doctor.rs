@@ -3,6 +3,8 @@
 use crate::Outcome;
 use crate::args::{Backend, DoctorArgs};
 use crate::output::{one_line, print};
+use decode_graph::bench::nvml;
+use decode_graph::bench::telemetry::Reading;
 use decode_graph::cuda::driver::Device;
 use decode_graph::error::Result;
 use std::fmt::Write;
@@ -58,8 +60,30 @@ fn devices() -> Result<String> {
             d.driver_version / 1000,
             d.driver_version % 1000 / 10
         );
+        let now = match nvml::sensor(&d.pci_bus_id) {
+            Ok(mut sensor) => state(&sensor.read()),
+            Err(why) => format!("NVML does not answer: {}", one_line(&why)),
+        };
+        let _ = writeln!(out, "{:<14} {now}", "");
     }
     Ok(out)
+}
+
+/// Clocks, temperature, power and throttling in a line.
+fn state(now: &Reading) -> String {
+    let known = |value: Option<String>, unit: &str| match value {
+        Some(value) => format!("{value} {unit}"),
+        None => format!("- {unit}"),
+    };
+    let reasons = now.throttle.reasons();
+    [
+        known(now.sm_mhz.map(|v| v.to_string()), "MHz SM"),
+        known(now.memory_mhz.map(|v| v.to_string()), "MHz memory"),
+        known(now.celsius.map(|v| v.to_string()), "°C"),
+        known(now.watts.map(|v| format!("{v:.0}")), "W"),
+        if reasons.is_empty() { "not throttled".to_owned() } else { reasons.join(", ") },
+    ]
+    .join(", ")
 }
 
 /// Name of the CPU, as the system tells it.

@@ -3,10 +3,12 @@
 use crate::args::GenerateArgs;
 use crate::environment::Environment;
 use crate::output::print;
-use crate::sampling::{Sampler, top};
+use crate::stop::StopStrings;
+use crate::top::top;
 use crate::{Outcome, interrupt, load, text};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
+use decode_graph::ops::Sampling;
 use decode_graph::session::{DecodeSession, Finish};
 use decode_graph::tokenizer::{StreamDecoder, Tokenizer};
 use decode_graph::verify::logsumexp;
@@ -14,7 +16,7 @@ use serde_json::{Value, json};
 use std::ops::ControlFlow;
 
 pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome> {
-    let sampler = sampler(args)?;
+    let sampling = sampling(args)?;
     let checkpoint = load::required(&args.model)?;
     let (tokenizer, prompt) = prompt(args, &checkpoint)?;
     let capacity = match args.capacity {
@@ -22,7 +24,7 @@ pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outc
         None => capacity(&checkpoint, prompt.len(), args.n_gen)?,
     };
     let (checkpoint, mut session) =
-        load::session(Some(checkpoint), &args.engine, capacity, environment)?;
+        load::sampling_session(Some(checkpoint), &args.engine, capacity, sampling, environment)?;
     let vocab = session.plan().vocab;
     if let Some(id) = prompt.iter().find(|id| **id >= vocab) {
         return Err(Error::Usage(format!("token {id} is outside the vocabulary of {vocab}")));
@@ -30,13 +32,12 @@ pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outc
 
     interrupt::watch();
     let mut text = Continuation::new(args, tokenizer.as_ref());
-    let finish = if args.top.is_none() && sampler.is_greedy() {
-        greedy(&mut session, &prompt, &mut text)?
-    } else {
-        by_logits(&mut session, &prompt, sampler, &mut text)?
+    let finish = match args.top {
+        None => in_one_run(&mut session, &prompt, &mut text)?,
+        Some(n) => by_logits(&mut session, &prompt, n, &mut text)?,
     };
-    let finish_reason = text.reason(finish);
     text.end()?;
+    let finish_reason = text.reason(finish);
     if args.output.is_some() {
         let mut result = json!({
             "model": checkpoint.path().display().to_string(),
@@ -55,14 +56,13 @@ pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outc
     Ok(if interrupt::requested() { Outcome::Interrupted } else { Outcome::Done })
 }
 
-fn sampler(args: &GenerateArgs) -> Result<Sampler> {
-    let temperature = args.temp;
-    let sane = temperature.is_finite() && temperature >= 0.0;
-    if !sane || !(0.0..=1.0).contains(&args.top_p) {
-        let what = "--temp is a number from 0 on, --top-p one from 0 to 1";
-        return Err(Error::Usage(what.to_owned()));
+/// What the flags ask for; `None` for the most probable token.
+fn sampling(args: &GenerateArgs) -> Result<Option<Sampling>> {
+    if args.temp == 0.0 {
+        return Ok(None);
     }
-    Ok(Sampler { temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed })
+    let GenerateArgs { temp: temperature, top_k, top_p, min_p, seed, .. } = *args;
+    Sampling { temperature, top_k, top_p, min_p, seed }.checked().map(Some)
 }
 
 /// Ids of the prompt, and the tokenizer: ids can do without one.
@@ -97,7 +97,7 @@ fn capacity(checkpoint: &Checkpoint, prompt: usize, n_gen: u32) -> Result<u32> {
 }
 
 /// The loop that is benchmarked: the device chooses, the host looks on.
-fn greedy(
+fn in_one_run(
     session: &mut DecodeSession,
     prompt: &[u32],
     text: &mut Continuation<'_>,
@@ -119,11 +119,11 @@ fn greedy(
     failure.map_or(Ok(finish), Err)
 }
 
-/// Step by step, with the logits of each: for sampling and for `--top`.
+/// Step by step, with the `n` largest logits of each.
 fn by_logits(
     session: &mut DecodeSession,
     prompt: &[u32],
-    sampler: Sampler,
+    n: usize,
     text: &mut Continuation<'_>,
 ) -> Result<Finish> {
     let mut inputs = prompt.iter().copied();
@@ -133,8 +133,7 @@ fn by_logits(
         if session.position() >= session.capacity() {
             return Ok(Finish::Capacity);
         }
-        let position = session.position();
-        let argmax = session.feed(token)?;
+        let id = session.feed(token)?;
         if interrupt::requested() {
             return Ok(Finish::Stopped);
         }
@@ -142,9 +141,7 @@ fn by_logits(
         if next.is_some() {
             continue;
         }
-        let logits = session.logits()?;
-        let id = if sampler.is_greedy() { argmax } else { sampler.choose(&logits, position) };
-        text.look(id, &logits);
+        text.look(id, n, &session.logits()?);
         generated += 1;
         if text.push(id)?.is_break() {
             return Ok(Finish::Stopped);
@@ -159,17 +156,22 @@ struct Continuation<'a> {
     args: &'a GenerateArgs,
     tokenizer: Option<&'a Tokenizer>,
     stream: Option<StreamDecoder<'a>>,
+    stop: StopStrings,
     ids: Vec<u32>,
     text: String,
     steps: Vec<Value>,
+    /// By the token that ends a text.
     ended: bool,
+    /// By a stop string.
+    stopped: bool,
 }
 
 impl<'a> Continuation<'a> {
     fn new(args: &'a GenerateArgs, tokenizer: Option<&'a Tokenizer>) -> Self {
         let stream = tokenizer.map(Tokenizer::stream);
+        let stop = StopStrings::new(&args.stop);
         let (ids, text, steps) = Default::default();
-        Self { args, tokenizer, stream, ids, text, steps, ended: false }
+        Self { args, tokenizer, stream, stop, ids, text, steps, ended: false, stopped: false }
     }
 
     /// Takes a token; the one that ends the text is not part of it.
@@ -186,16 +188,16 @@ impl<'a> Continuation<'a> {
             None if self.args.output.is_none() => format!("{gap}{id}"),
             None => String::new(),
         };
-        self.emit(&piece)?;
-        Ok(ControlFlow::Continue(()))
+        let (shown, stopped) = self.stop.push(&piece);
+        self.emit(&shown)?;
+        self.stopped = stopped;
+        Ok(if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     /// Keeps what `--top` asks of a step.
-    fn look(&mut self, id: u32, logits: &[f32]) {
-        if let Some(n) = self.args.top {
-            let top: Vec<Value> = top(logits, n).iter().map(|(id, x)| json!([id, x])).collect();
-            self.steps.push(json!({"id": id, "top": top, "logsumexp": logsumexp(logits)}));
-        }
+    fn look(&mut self, id: u32, n: usize, logits: &[f32]) {
+        let top: Vec<Value> = top(logits, n).iter().map(|(id, x)| json!([id, x])).collect();
+        self.steps.push(json!({"id": id, "top": top, "logsumexp": logsumexp(logits)}));
     }
 
     fn emit(&mut self, piece: &str) -> Result<()> {
@@ -205,15 +207,19 @@ impl<'a> Continuation<'a> {
 
     /// The last bytes, and the end of the line.
     fn end(&mut self) -> Result<()> {
-        if let Some(stream) = self.stream.take() {
-            self.emit(&stream.finish())?;
+        if let Some(stream) = self.stream.take().filter(|_| !self.stopped) {
+            let (shown, stopped) = self.stop.push(&stream.finish());
+            self.emit(&shown)?;
+            self.stopped = stopped;
         }
+        let held = self.stop.finish();
+        self.emit(&held)?;
         if self.args.output.is_none() { print("\n") } else { Ok(()) }
     }
 
     fn reason(&self, finish: Finish) -> &'static str {
         match finish {
-            _ if self.ended => "stop",
+            _ if self.ended || self.stopped => "stop",
             _ if interrupt::requested() => "interrupted",
             Finish::Capacity => "capacity",
             Finish::Done | Finish::Stopped => "length",

@@ -6,7 +6,7 @@ use crate::output::note;
 use crate::progress::Progress;
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
 use decode_graph::error::{Error, Result};
-use decode_graph::ops::KvType;
+use decode_graph::ops::{KvType, Sampling};
 use decode_graph::session::{BackendChoice, DebugLevel, DecodeSession, Mode, SessionOptions};
 
 /// What is measured on a GPU when no model is named.
@@ -42,8 +42,19 @@ pub(crate) fn session(
     capacity: u32,
     environment: &Environment,
 ) -> Result<(Checkpoint, DecodeSession)> {
+    sampling_session(model, args, capacity, None, environment)
+}
+
+/// As [`session`], choosing tokens by `sampling`.
+pub(crate) fn sampling_session(
+    model: Option<Checkpoint>,
+    args: &EngineArgs,
+    capacity: u32,
+    sampling: Option<Sampling>,
+    environment: &Environment,
+) -> Result<(Checkpoint, DecodeSession)> {
     warn_ignored(args);
-    let base = options(args, capacity, environment)?;
+    let base = SessionOptions { sampling, ..options(args, capacity, environment)? };
     let on = |backend, model: Option<Checkpoint>, default| {
         let model = model.map_or_else(|| synthetic(default), Ok)?;
         let session = open(&model, &SessionOptions { backend, ..base.clone() }, environment)?;
@@ -94,6 +105,11 @@ pub(crate) fn options(
     let mode = match args.mode {
         ModeArg::Graph if !debugging => Mode::Graph,
         ModeArg::Graph | ModeArg::Eager => Mode::Eager,
+        ModeArg::Both => {
+            return Err(Error::Usage(
+                "only run measures --mode both, without GPU_DEBUG".to_owned(),
+            ));
+        }
     };
     Ok(SessionOptions {
         backend: BackendChoice::Auto,
@@ -102,6 +118,7 @@ pub(crate) fn options(
         capacity,
         kv: kv_type(args)?,
         fused: !args.no_fuse,
+        sampling: None,
         debug: environment.debug,
         separate: args.separate,
         trace: false,

@@ -23,13 +23,15 @@ mod lists;
 mod load;
 mod output;
 mod passage;
+mod plot;
 mod profile;
 mod progress;
 mod run;
-mod sampling;
 mod shell;
+mod stop;
 mod synth;
 mod text;
+mod top;
 mod verify;
 
 use args::{Cli, Command};
@@ -85,6 +87,7 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Graph(args) => graph::run(&args),
         Command::Profile(args) => profile::run(&args, &environment),
         Command::Compare(args) => compare::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Synth(args) => synth::run(&args, &environment),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => shell::completions(shell),

@@ -5,7 +5,7 @@ use crate::args::{ProfileArgs, ProfileFormat};
 use crate::environment::Environment;
 use crate::load;
 use crate::output::print;
-use decode_graph::bench::measure::{Repeat, Test, measure};
+use decode_graph::bench::measure::{Repeat, Test, Watch, measure};
 use decode_graph::bench::profile::Profile;
 use decode_graph::bench::stats::Sorted;
 use decode_graph::error::Result;
@@ -19,11 +19,14 @@ pub(crate) fn run(args: &ProfileArgs, environment: &Environment) -> Result<Outco
     let capacity = args.depth + args.n_gen.max(args.tokens) + 1;
     let base = load::options(&args.engine, capacity, environment)?;
     let test = Test { n_prompt: 0, n_gen: args.n_gen, depth: args.depth };
-    let repeat = Repeat { times: 3, warmup: true, delay: Duration::ZERO };
+    let repeat = Repeat { times: 3, max_noise: None, most: 3, warmup: true, delay: Duration::ZERO };
     let plain = {
         let mut session = load::open(&model, &base, environment)?;
-        let all = measure(&mut session, test, repeat, &crate::interrupt::requested, &mut || ())?;
-        Sorted::new(all.token_ms()).median().unwrap_or(0.0) * 1e3
+        let mut watch =
+            Watch { stop: &crate::interrupt::requested, progress: &mut || (), monitor: None };
+        let all = measure(&mut [&mut session], test, repeat, &mut watch)?;
+        let times = all.iter().flat_map(|m| m.token_ms());
+        Sorted::new(times).median().unwrap_or(0.0) * 1e3
     };
     let mut session = load::open(&model, &SessionOptions { trace: true, ..base }, environment)?;
     session.seek(args.depth, 1)?;

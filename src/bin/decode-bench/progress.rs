@@ -14,7 +14,7 @@ impl Progress {
 
     /// Of `tokens`.
     pub(crate) fn tokens(what: String, environment: &Environment, tokens: u64) -> Self {
-        Self::new(what, environment, tokens, "{pos}/{len} tokens")
+        Self::new(what, environment, tokens, "{pos}/{len} tokens, {eta} left")
     }
 
     fn new(

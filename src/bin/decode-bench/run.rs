@@ -1,20 +1,23 @@
 //! `run`: the latency of decode at each depth.
 
 use crate::Outcome;
-use crate::args::{ReportFormat, RunArgs};
+use crate::args::{Backend, ModeArg, ReportFormat, RunArgs};
 use crate::environment::Environment;
 use crate::lists::List;
 use crate::output::{failed, note};
 use crate::progress::Progress;
 use crate::{doctor, interrupt, load};
-use decode_graph::bench::ceiling;
-use decode_graph::bench::fields::{Record, Setup};
-use decode_graph::bench::measure::{Measurement, Repeat, Test, measure};
+use decode_graph::bench::fields::{Pair, Record, Setup};
+use decode_graph::bench::measure::{Decoder, Measurement, Outlier, Repeat, Test, Watch, measure};
 use decode_graph::bench::model::ModelFacts;
 use decode_graph::bench::report::{Format, Report};
+use decode_graph::bench::telemetry::Monitor;
+use decode_graph::bench::{baseline, ceiling, nvml};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
-use decode_graph::session::{DecodeSession, EngineStats};
+use decode_graph::session::{
+    BackendChoice, DebugLevel, DecodeSession, EngineStats, SessionOptions,
+};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -23,19 +26,20 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
         return doctor::list_devices();
     }
     let tests = tests(args)?;
+    let repeat = repeat(args)?;
+    if let Some(name) = &args.save_baseline {
+        // A bad name is told before the work, not after it.
+        baseline::path(&args.baselines, name)?;
+    }
     let capacity = tests.iter().map(Test::capacity).max().unwrap_or(1);
     if tests.iter().any(|t| t.n_prompt > 0) {
         note("note: a prompt is processed token by token, one decode step each");
     }
-    let model = load::named(&args.model)?;
-    let (checkpoint, mut session) = load::session(model, &args.engine, capacity, environment)?;
-    let setup = setup(&checkpoint, &session, args)?;
-    let repeat = Repeat {
-        times: args.repetitions,
-        warmup: !args.no_warmup,
-        delay: Duration::from_secs(args.delay.into()),
-    };
+    let (checkpoint, mut sessions) = sessions(args, capacity, environment)?;
+    let setups = setups(&checkpoint, &sessions, args)?;
+    let monitor = monitor(&sessions);
 
+    let mut doubtful = false;
     // Before the first byte of the report: what is begun is ended.
     interrupt::watch();
     let mut reports = Reports::new(args)?;
@@ -43,24 +47,97 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
         if args.progress {
             note(&format!("{}/{}: {test}", i + 1, tests.len()));
         }
-        let before = session.stats();
-        let (tokens, measurement) = match one(&mut session, test, repeat, environment) {
+        let before: Vec<EngineStats> = sessions.iter().map(DecodeSession::stats).collect();
+        let measured = one(&mut sessions, test, repeat, monitor.as_ref(), environment);
+        let (tokens, measurements) = match measured {
             // What was measured before is whole; its end is still to be printed.
             Err(Error::Interrupted) => break,
             other => other?,
         };
-        let cut = measurement.repetitions.len() < repeat.times as usize;
-        remark_warmup(args, &measurement);
-        if args.verbose {
-            remark_engine(test, tokens, before, session.stats());
+        let cut = measurements[0].repetitions.len() < repeat.times as usize;
+        for m in &measurements {
+            doubtful |= remarks(args, repeat, m);
         }
-        reports.row(&Record::new(setup.clone(), session.plan(), measurement))?;
+        if args.verbose {
+            for (session, before) in sessions.iter().zip(&before) {
+                remark_engine(test, tokens / sessions.len() as u64, *before, session.stats());
+            }
+        }
+        let base = measurements[0].clone();
+        for ((setup, session), m) in setups.iter().zip(&sessions).zip(measurements) {
+            let pair = (setup.mode != setups[0].mode).then(|| Pair::of(&setups[0].mode, &base, &m));
+            reports.row(&Record::new(setup.clone(), session.plan(), m, pair))?;
+        }
         if cut {
             break;
         }
     }
     reports.end()?;
-    Ok(if interrupt::requested() { Outcome::Interrupted } else { Outcome::Done })
+    if interrupt::requested() {
+        return Ok(Outcome::Interrupted);
+    }
+    if doubtful {
+        return Ok(Outcome::TooNoisy);
+    }
+    if let Some(name) = &args.save_baseline {
+        let file = baseline::save(&args.baselines, name, &reports.kept)?;
+        note(&format!("note: saved as {}", file.display()));
+    }
+    Ok(Outcome::Done)
+}
+
+fn repeat(args: &RunArgs) -> Result<Repeat> {
+    if args.max_noise.is_some_and(|noise| !(noise.is_finite() && noise > 0.0)) {
+        return Err(Error::Usage("--max-noise is a percentage above 0".to_owned()));
+    }
+    Ok(Repeat {
+        times: args.repetitions,
+        max_noise: args.max_noise,
+        most: args.max_repetitions,
+        warmup: !args.no_warmup,
+        delay: Duration::from_secs(args.delay.into()),
+    })
+}
+
+/// The session to measure; with `--mode both` that of the graph, then that of eager.
+fn sessions(
+    args: &RunArgs,
+    capacity: u32,
+    environment: &Environment,
+) -> Result<(Checkpoint, Vec<DecodeSession>)> {
+    let model = load::named(&args.model)?;
+    let mut engine = args.engine.clone();
+    let both = engine.mode == ModeArg::Both && environment.debug == DebugLevel::Off;
+    if both {
+        if engine.backend == Backend::Cpu {
+            return Err(Error::Usage("the CPU reference has one mode, not both".to_owned()));
+        }
+        engine.mode = ModeArg::Graph;
+    }
+    let (checkpoint, first) = load::session(model, &engine, capacity, environment)?;
+    let on_gpu = first.backend() == "cuda";
+    let mut sessions = vec![first];
+    if both && on_gpu {
+        engine.mode = ModeArg::Eager;
+        let options = load::options(&engine, capacity, environment)?;
+        let options = SessionOptions { backend: BackendChoice::Cuda, ..options };
+        sessions.push(load::open(&checkpoint, &options, environment)?);
+    } else if both {
+        note("note: the CPU reference has one mode: it is measured once");
+    }
+    Ok((checkpoint, sessions))
+}
+
+/// Reads the GPU while it is measured, if its driver's library is there.
+fn monitor(sessions: &[DecodeSession]) -> Option<Monitor> {
+    let device = sessions.first().filter(|s| s.backend() == "cuda")?.device();
+    match nvml::sensor(&device.pci_bus_id) {
+        Ok(sensor) => Some(Monitor::start(sensor)),
+        Err(why) => {
+            note(&format!("note: no clocks, throttling, power: NVML does not answer: {why}"));
+            None
+        }
+    }
 }
 
 /// llama-bench's order: at each depth all prompts, then all generations, then both together.
@@ -87,48 +164,99 @@ fn tests(args: &RunArgs) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// Measures a test; also gives the tokens that it took, warm-up included.
+/// Measures a test on every session; also gives the tokens that it took, warm-up included.
 fn one(
-    session: &mut DecodeSession,
+    sessions: &mut [DecodeSession],
     test: Test,
     repeat: Repeat,
+    monitor: Option<&Monitor>,
     environment: &Environment,
-) -> Result<(u64, Measurement)> {
-    let total = u64::from(test.steps()) * u64::from(repeat.times);
+) -> Result<(u64, Vec<Measurement>)> {
+    let total = u64::from(test.steps()) * u64::from(repeat.times) * sessions.len() as u64;
     let bar = Progress::tokens(test.to_string(), environment, total);
     let mut tokens = 0;
-    let measurement = measure(session, test, repeat, &interrupt::requested, &mut || {
+    let mut progress = || {
         tokens += 1;
         bar.step();
-    })?;
-    Ok((tokens, measurement))
+    };
+    let mut watch = Watch { stop: &interrupt::requested, progress: &mut progress, monitor };
+    let mut decoders: Vec<&mut dyn Decoder> =
+        sessions.iter_mut().map(|s| s as &mut dyn Decoder).collect();
+    let measurements = measure(&mut decoders, test, repeat, &mut watch)?;
+    Ok((tokens, measurements))
 }
 
-fn setup(checkpoint: &Checkpoint, session: &DecodeSession, args: &RunArgs) -> Result<Setup> {
-    let on_gpu = session.backend() == "cuda";
-    Ok(Setup {
-        model: ModelFacts::of(checkpoint)?,
-        backend: session.backend().to_owned(),
+/// What the rows say of each session.
+fn setups(
+    checkpoint: &Checkpoint,
+    sessions: &[DecodeSession],
+    args: &RunArgs,
+) -> Result<Vec<Setup>> {
+    let model = ModelFacts::of(checkpoint)?;
+    let backend = sessions.first().map_or("", DecodeSession::backend);
+    let ceiling = ceiling(backend, args.engine.device)?;
+    let setup = |session: &DecodeSession| Setup {
+        model: model.clone(),
+        backend: backend.to_owned(),
         mode: session.mode().to_owned(),
         cpu: doctor::cpu_name(),
-        gpu: if on_gpu { session.device().name.clone() } else { String::new() },
+        gpu: if backend == "cuda" { session.device().name.clone() } else { String::new() },
         device: args.engine.device,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         kv: session.plan().cache.kind.name().to_owned(),
         capacity: session.capacity(),
-        ceiling_gb_s: ceiling(session.backend(), args.engine.device)?,
-    })
+        ceiling_gb_s: ceiling,
+        load: session.stats(),
+    };
+    Ok(sessions.iter().map(setup).collect())
 }
 
-/// Whether the warm-up reached its end: what a reader of the table must know, or with `-v` may.
-fn remark_warmup(args: &RunArgs, m: &Measurement) {
-    let Some(w) = m.warmup else { return };
-    let took = format!("{} warm-up rounds ({} tokens, {:.2} s)", w.rounds, w.tokens, w.seconds);
-    if !w.stable {
-        note(&format!("warning: {}: not yet stable after {took}: expect wide spreads", m.test));
-    } else if args.verbose {
-        note(&format!("{}: stable after {took}", m.test));
+/// Tells what a reader of the table must know, or with `-v` may; whether any of it is what the
+/// user wants to be stopped by.
+fn remarks(args: &RunArgs, repeat: Repeat, m: &Measurement) -> bool {
+    let mut doubtful = false;
+    let mut warn = |counts: bool, what: String| {
+        note(&format!("warning: {}: {what}", m.test));
+        doubtful |= counts;
+    };
+    if let Some(w) = m.warmup {
+        let took = format!("{} warm-up rounds ({} tokens, {:.2} s)", w.rounds, w.tokens, w.seconds);
+        if !w.stable {
+            warn(args.strict, format!("not yet stable after {took}: expect wide spreads"));
+        } else if args.verbose {
+            note(&format!("{}: stable after {took}", m.test));
+        }
     }
+    if let Some(most) = repeat.max_noise {
+        let n = m.repetitions.len();
+        match m.noise_percent() {
+            Some(noise) if noise <= most => {}
+            Some(noise) => {
+                let known = format!("known to ±{noise:.2} %, not {most} %");
+                warn(true, format!("median {known}, after {n} repetitions"));
+            }
+            None => warn(true, format!("{n} repetitions are too few to know the noise")),
+        }
+    }
+    if let Some(conditions) = m.conditions() {
+        conditions.remarks().into_iter().for_each(|what| warn(args.strict, what));
+    }
+    if args.verbose {
+        for o in m.outliers() {
+            note(&format!("{}: outlier: {}", m.test, outlier(&o)));
+        }
+    }
+    doubtful
+}
+
+fn outlier(o: &Outlier) -> String {
+    let mut text =
+        format!("{:.3} ms, repetition {}, position {}", o.ms, o.repetition + 1, o.position);
+    if let Some(reading) = o.reading {
+        let clock = reading.sm_mhz.map_or_else(|| "-".to_owned(), |mhz| format!("{mhz} MHz"));
+        text.push_str(&format!(", {clock} {}", reading.throttle.reasons().join(", ")));
+    }
+    text
 }
 
 /// What the engine did for a test's `tokens`.
@@ -146,14 +274,29 @@ fn remark_engine(test: Test, tokens: u64, before: EngineStats, after: EngineStat
     ));
 }
 
-/// The report on stdout, and the one on stderr if it was asked for.
-struct Reports(Vec<(Box<dyn Report>, bool)>);
+/// Where a report goes.
+#[derive(Clone, Copy)]
+enum Sink {
+    Stdout,
+    Stderr,
+    /// Kept, to be saved as a baseline.
+    Kept,
+}
+
+/// The report on stdout, and those on stderr and for a baseline where they were asked for.
+struct Reports {
+    reports: Vec<(Box<dyn Report>, Sink)>,
+    kept: Vec<u8>,
+}
 
 impl Reports {
     fn new(args: &RunArgs) -> Result<Self> {
-        let mut reports = vec![(args.output.format().report(), true)];
-        reports.extend(args.output_err.map(|format| (format.format().report(), false)));
-        let mut new = Self(reports);
+        let mut reports = vec![(args.output.format().report(), Sink::Stdout)];
+        reports.extend(args.output_err.map(|format| (format.format().report(), Sink::Stderr)));
+        if args.save_baseline.is_some() {
+            reports.push((Format::Json.report(), Sink::Kept));
+        }
+        let mut new = Self { reports, kept: Vec::new() };
         new.each(|report, out| report.begin(out))?;
         Ok(new)
     }
@@ -170,15 +313,17 @@ impl Reports {
         &mut self,
         print: impl Fn(&mut dyn Report, &mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
-        for (report, to_stdout) in &mut self.0 {
+        for (report, sink) in &mut self.reports {
             // A row is written in one go: an interrupt leaves no half of it.
             let mut text = Vec::new();
             print(report.as_mut(), &mut text).map_err(failed)?;
-            if *to_stdout {
-                let mut out = io::stdout().lock();
-                out.write_all(&text).and_then(|()| out.flush()).map_err(failed)?;
-            } else {
-                let _ = io::stderr().write_all(&text);
+            match sink {
+                Sink::Stdout => {
+                    let mut out = io::stdout().lock();
+                    out.write_all(&text).and_then(|()| out.flush()).map_err(failed)?;
+                }
+                Sink::Stderr => drop(io::stderr().write_all(&text)),
+                Sink::Kept => self.kept.extend(text),
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use crate::args::{Backend, VerifyArgs};
 use crate::environment::Environment;
 use crate::output::print;
 use crate::passage::{Logits, Passage};
-use crate::sampling::top;
+use crate::top::top;
 use crate::{Outcome, golden, interrupt, load};
 use decode_graph::error::{Error, Result};
 use decode_graph::session::{BackendChoice, Mode, SessionOptions};
