@@ -16,10 +16,10 @@ mod types;
 mod value;
 
 use super::metadata::{Metadata, Value};
+use super::source::DataFile;
 use crate::error::{Defect, Error, Result};
 use cursor::Cursor;
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::Path;
 pub(crate) use types::GgmlType;
 
@@ -59,17 +59,17 @@ pub(super) struct Header {
     pub(super) tensors: Vec<RawTensor>,
 }
 
-/// Reads the header of `file` (`file_bytes` long) and checks that the data is all there.
+/// Reads the header of `file` and checks that the data is all there.
 ///
 /// With `tolerate_unknown`, a tensor type id that the format does not define is listed without a
 /// size instead of failing.
 pub(super) fn read_header(
     path: &Path,
-    file: &File,
-    file_bytes: u64,
+    file: &DataFile,
     tolerate_unknown: bool,
 ) -> Result<Header> {
-    let mut c = Cursor::new(path, file, file_bytes);
+    let file_bytes = file.bytes();
+    let mut c = Cursor::new(path, file.file(), file_bytes);
     magic(&mut c)?;
     let version = version(&mut c)?;
     let tensor_count = count(&mut c, "tensor count")?;
