@@ -27,7 +27,6 @@ mod run;
 mod sampling;
 mod shell;
 mod synth;
-mod text;
 mod verify;
 
 use args::{Cli, Command};
