@@ -120,7 +120,8 @@ fn write(folder: &Path, config: &Value, tensors: &BTreeMap<String, Raw>, shards:
 #[test]
 fn the_same_weights_as_gguf_and_as_a_folder_give_the_same_logits_bit_for_bit() {
     for arch in ["llama", "qwen2"] {
-        for (format, shards) in [(QuantFormat::F32, 1), (QuantFormat::Bf16, 3), (QuantFormat::F16, 2)]
+        for (format, shards) in
+            [(QuantFormat::F32, 1), (QuantFormat::Bf16, 3), (QuantFormat::F16, 2)]
         {
             let folder = tempfile::tempdir().unwrap();
             let gguf = SmallModel::new(arch, format).open(folder.path());
@@ -352,9 +353,7 @@ fn what_a_configuration_asks_for_is_mapped_or_refused_by_key() {
         write(folder.path(), &config, &tensors, 1);
         Checkpoint::open(folder.path())
     };
-    let set = |key: &'static str, value: Value| {
-        with(&move |c: &mut Value| c[key] = value.clone())
-    };
+    let set = |key: &'static str, value: Value| with(&move |c: &mut Value| c[key] = value.clone());
     for (key, value, expected) in [
         ("num_attention_heads", json!(0), Defect::BadValue),
         ("num_attention_heads", json!(5), Defect::BadValue),

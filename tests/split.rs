@@ -102,11 +102,7 @@ fn a_part_of_another_model_is_named() {
     let cases: [(&str, Change, Defect); 6] = [
         ("split.count", |p| p.set("split.count", Key::U32(4)), Defect::BadSplit),
         ("split.no", |p| p.set("split.no", Key::U32(7)), Defect::BadSplit),
-        (
-            "split.tensors.count",
-            |p| p.set("split.tensors.count", Key::U32(1)),
-            Defect::BadSplit,
-        ),
+        ("split.tensors.count", |p| p.set("split.tensors.count", Key::U32(1)), Defect::BadSplit),
         (
             "general.architecture",
             |p| p.set("general.architecture", Key::Text("qwen2")),
@@ -117,8 +113,10 @@ fn a_part_of_another_model_is_named() {
     ];
     for (at, change, expected) in cases {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), |i, part| if i == 1 {
-            change(part);
+        write(folder.path(), |i, part| {
+            if i == 1 {
+                change(part);
+            }
         });
         let (defect, said) = refused(folder.path());
         assert_eq!(defect, expected, "{said}");
@@ -126,7 +124,11 @@ fn a_part_of_another_model_is_named() {
     }
     // A part that lost a tensor: only the sum tells.
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), |i, part| if i == 2 { drop(part.tensors.pop()) });
+    write(folder.path(), |i, part| {
+        if i == 2 {
+            drop(part.tensors.pop())
+        }
+    });
     let (defect, said) = refused(folder.path());
     assert_eq!(defect, Defect::BadSplit);
     assert!(said.contains("split.tensors.count"), "{said}");

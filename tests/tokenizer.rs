@@ -180,7 +180,10 @@ fn the_real_template_makes_a_conversation_of_the_models_own_tokens() {
     assert_eq!(ids.iter().filter(|id| **id == 1).count(), 3);
     let own = [Message::new("system", "Be brief."), turns[0].clone()];
     let said = t.decode(&t.encode_chat(&own, 0).unwrap());
-    assert!(said.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"), "{said}");
+    assert!(
+        said.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -290,7 +293,8 @@ fn long_prompts_of_a_folders_tokenizer_end_soon() {
 /// A SentencePiece vocabulary as `tokenizer.json`: a space before the text, bytes where a character
 /// is no token.
 fn pieces() -> serde_json::Value {
-    let vocab = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "\u{2581}", "a", "b", "ab", "\u{2581}ab"];
+    let vocab =
+        ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "\u{2581}", "a", "b", "ab", "\u{2581}ab"];
     let vocab: serde_json::Map<_, _> =
         (0u32..).zip(vocab).map(|(id, t)| (t.to_owned(), serde_json::json!(id))).collect();
     let added = ["<unk>", "<s>", "</s>"].iter().zip(0u32..).map(|(t, id)| {
@@ -314,7 +318,10 @@ fn pieces() -> serde_json::Value {
     })
 }
 
-fn opened(folder: &Path, json: &serde_json::Value) -> Result<Tokenizer, decode_graph::error::Error> {
+fn opened(
+    folder: &Path,
+    json: &serde_json::Value,
+) -> Result<Tokenizer, decode_graph::error::Error> {
     std::fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
     Tokenizer::of(&Checkpoint::open(folder).unwrap())
 }
@@ -344,11 +351,13 @@ fn a_malformed_tokenizer_file_is_refused_and_never_panics() {
         ("decoder", change(&|j| j["decoder"] = json!(null)), 4),
         ("two tokens", change(&|j| j["added_tokens"][1]["id"] = json!(0)), 3),
         ("id", change(&|j| j["model"]["vocab"]["a"] = json!(u32::MAX)), 3),
-        ("file", change(&|j| j["model"]["vocab"]["a"] = json!(-1)), 3),
+        ("integer `-1`", change(&|j| j["model"]["vocab"]["a"] = json!(-1)), 3),
         ("model", change(&|j| j["model"]["merges"] = json!([["a", "zz"]])), 3),
         (
             "cut",
-            change(&|j| j["normalizer"]["normalizers"] = json!(vec![json!({"type": "NFC"}); 100_000])),
+            change(&|j| {
+                j["normalizer"]["normalizers"] = json!(vec![json!({"type": "NFC"}); 100_000])
+            }),
             3,
         ),
     ] {

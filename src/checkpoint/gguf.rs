@@ -63,11 +63,7 @@ pub(super) struct Header {
 ///
 /// With `tolerate_unknown`, a tensor type id that the format does not define is listed without a
 /// size instead of failing.
-pub(super) fn read_header(
-    path: &Path,
-    file: &DataFile,
-    tolerate_unknown: bool,
-) -> Result<Header> {
+pub(super) fn read_header(path: &Path, file: &DataFile, tolerate_unknown: bool) -> Result<Header> {
     let file_bytes = file.bytes();
     let mut c = Cursor::new(path, file.file(), file_bytes);
     magic(&mut c)?;

@@ -227,10 +227,12 @@ fn place(
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut end = 0;
     for (name, entry) in &entries {
-        let bad = |defect, why| Err(Error::invalid(path, format!("tensor {name}"), None, defect, why));
+        let bad =
+            |defect, why| Err(Error::invalid(path, format!("tensor {name}"), None, defect, why));
         let (from, to) = entry.data_offsets;
         if from != end || to < from {
-            let why = format!("data is bytes {from}..{to}, must follow the tensor before it at {end}");
+            let why =
+                format!("data is bytes {from}..{to}, must follow the tensor before it at {end}");
             return bad(Defect::BadOffset, why);
         }
         if to as u64 > data {
@@ -245,7 +247,8 @@ fn place(
             }
             Some(bits) if bits % 8 != 0 || bits / 8 != to - from => {
                 let (shape, dtype) = (&entry.shape, entry.dtype);
-                let why = format!("{shape:?} of {dtype} are {bits} bits, its data {} bytes", to - from);
+                let why =
+                    format!("{shape:?} of {dtype} are {bits} bits, its data {} bytes", to - from);
                 return bad(Defect::ShapeMismatch, why);
             }
             Some(_) => end = to,

@@ -120,9 +120,9 @@ impl Content {
         };
         match self {
             Self::Whole(span) => read(*span, offset, out),
-            Self::Stack { parts, part_bytes } => pieces(*part_bytes, offset, out, |i, skip, out| {
-                read(parts[i as usize], skip, out)
-            }),
+            Self::Stack { parts, part_bytes } => {
+                pieces(*part_bytes, offset, out, |i, skip, out| read(parts[i as usize], skip, out))
+            }
             Self::Interleaved { span, row_bytes, head_rows } => {
                 pieces(*row_bytes, offset, out, |row, skip, out| {
                     let (head, r) = (row / head_rows, row % head_rows);
@@ -130,9 +130,9 @@ impl Content {
                     read(*span, source * row_bytes + skip, out)
                 })
             }
-            Self::PlusOne { span, format } => plus_one(*format, offset, out, |skip, out| {
-                read(*span, skip, out)
-            }),
+            Self::PlusOne { span, format } => {
+                plus_one(*format, offset, out, |skip, out| read(*span, skip, out))
+            }
             Self::Made(bytes) => {
                 let start = offset as usize;
                 out.copy_from_slice(&bytes[start..start + out.len()]);
@@ -244,10 +244,8 @@ mod tests {
         let content = Content::PlusOne { span, format: QuantFormat::F32 };
         let mut out = vec![0; 12];
         content.read(&files, "x", 4 * (ELEMENTS as u64 - 1), &mut out).unwrap();
-        let expected: Vec<u8> = many[ELEMENTS - 1..ELEMENTS + 2]
-            .iter()
-            .flat_map(|v| (v + 1.0).to_le_bytes())
-            .collect();
+        let expected: Vec<u8> =
+            many[ELEMENTS - 1..ELEMENTS + 2].iter().flat_map(|v| (v + 1.0).to_le_bytes()).collect();
         assert_eq!(out, expected);
     }
 }

@@ -118,9 +118,7 @@ pub fn render_chat(
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if start.elapsed() > MOST_TIME
-            || resident_bytes().saturating_sub(before) > MOST_MEMORY
-        {
+        if start.elapsed() > MOST_TIME || resident_bytes().saturating_sub(before) > MOST_MEMORY {
             return Err(bad(OVER_BUDGET.to_owned()));
         }
     };
@@ -287,8 +285,18 @@ fn write_json(
 
 /// Names that Python gives in its own locale.
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 const DAYS: [&str; 7] =
     ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];

@@ -74,7 +74,8 @@ impl Tokenizer {
         let path = folder.join(FILE);
         let bad = |at: &str, why: String| Error::invalid(&path, at, None, Defect::BadVocab, why);
         let bytes = read_small_file(&path, TOKENIZER_CAP)?;
-        let shape: Shape = serde_json::from_slice(&bytes).map_err(|e| bad("file", e.to_string()))?;
+        let shape: Shape =
+            serde_json::from_slice(&bytes).map_err(|e| bad("file", e.to_string()))?;
         check(&path, &shape)?;
         let inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|e| bad("model", format!("is refused: {e}")))?;
@@ -202,11 +203,7 @@ fn has(value: &Value, kind: &str) -> bool {
 }
 
 /// The bytes of every token; U+FFFD for an id that none has.
-fn table(
-    inner: &tokenizers::Tokenizer,
-    shape: &Shape,
-    path: &Path,
-) -> Result<Vec<Box<[u8]>>> {
+fn table(inner: &tokenizers::Tokenizer, shape: &Shape, path: &Path) -> Result<Vec<Box<[u8]>>> {
     let byte_level = has(&shape.decoder, "ByteLevel");
     let pieces = ["Metaspace", "ByteFallback", "Replace"].iter().any(|k| has(&shape.decoder, k));
     if !byte_level && !pieces {

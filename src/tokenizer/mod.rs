@@ -312,7 +312,9 @@ fn spelled_out(vocabulary: &Vocabulary, model: &Model) -> Vec<Box<[u8]>> {
             (Kind::Control | Kind::Unknown, _) => None,
             (Kind::UserDefined, Model::ByteLevel(_)) => None,
             (_, Model::ByteLevel(_)) => alphabet.bytes(text),
-            (Kind::Byte, Model::SentencePiece(_) | Model::Json(_)) => byte_value(text).map(|byte| vec![byte]),
+            (Kind::Byte, Model::SentencePiece(_) | Model::Json(_)) => {
+                byte_value(text).map(|byte| vec![byte])
+            }
             (_, Model::SentencePiece(_) | Model::Json(_)) => {
                 Some(text.replace(spm::SPACE, " ").into_bytes())
             }

@@ -208,10 +208,7 @@ fn an_oversized_chat_template_is_kept_and_not_run() {
     let t = build(source).unwrap();
     assert_eq!(t.chat_template(), Some(template.as_str()));
     let error = t.encode_chat(&[], 0).unwrap_err();
-    assert!(
-        matches!(error, Error::InvalidModel { defect: Defect::BadTemplate, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, Error::InvalidModel { defect: Defect::BadTemplate, .. }), "{error}");
 }
 
 #[test]

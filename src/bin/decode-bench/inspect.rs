@@ -21,7 +21,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
             let (files, bytes) = (found.files, found.file_bytes);
             let many = if files == 1 { String::new() } else { format!(" in {files} files") };
             let container = &found.container;
-            let _ = writeln!(out, "file         {} ({container}{many}, {bytes} bytes)", path.display());
+            let _ =
+                writeln!(out, "file         {} ({container}{many}, {bytes} bytes)", path.display());
             (found, Checkpoint::open(path))
         }
         None => {
@@ -80,13 +81,8 @@ fn list(out: &mut String, verbose: bool, found: &Inspection) {
         let sum = by_type.entry(&t.type_name).or_default();
         *sum = (sum.0 + 1, sum.1.saturating_add(t.bytes.unwrap_or(0)));
         if verbose {
-            let _ = writeln!(
-                out,
-                "tensor       {} {} {:?}",
-                one_line(&t.name),
-                t.type_name,
-                t.shape
-            );
+            let _ =
+                writeln!(out, "tensor       {} {} {:?}", one_line(&t.name), t.type_name, t.shape);
         }
     }
     let read = found.read_per_token();

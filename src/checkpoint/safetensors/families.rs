@@ -64,8 +64,7 @@ const SANDWICH_NORMS: &[Name] = &[
 const HEAD_NORMS: &[Name] =
     &[("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")];
 /// Fused projections; the first half of `gate_up_proj` is the gate, in GGUF's `ffn_up` too.
-const FUSED: &[Name] =
-    &[("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
+const FUSED: &[Name] = &[("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
 
 /// What a dense model with pre-norms and SwiGLU is; rows name what differs.
 const PLAIN: Family = Family {
@@ -104,12 +103,7 @@ const FAMILIES: &[Family] = &[
         },
         ..PLAIN
     },
-    Family {
-        model_type: "qwen2",
-        architecture: "qwen2",
-        keys: |c, _, _| no_window(c),
-        ..PLAIN
-    },
+    Family { model_type: "qwen2", architecture: "qwen2", keys: |c, _, _| no_window(c), ..PLAIN },
     Family {
         model_type: "qwen3",
         architecture: "qwen3",

@@ -65,7 +65,8 @@ pub(super) fn map(
     let made = common_keys(folder, config, &d, &mut keys)?;
 
     let tied = config.bool("tie_word_embeddings")?.unwrap_or(family.tied);
-    let mut out = Mapping { config, family, d: &d, tied, tensors: Vec::new(), contents: Vec::new() };
+    let mut out =
+        Mapping { config, family, d: &d, tied, tensors: Vec::new(), contents: Vec::new() };
     let mut experts = BTreeMap::new();
     for t in &stored {
         match out.target(&t.name)? {
@@ -110,7 +111,14 @@ fn dimensions(config: &Json) -> Result<Dimensions> {
         }
     };
     let context = count("max_position_embeddings")?;
-    Ok(Dimensions { layers: count("num_hidden_layers")?, hidden, heads, kv_heads, head_dim, context })
+    Ok(Dimensions {
+        layers: count("num_hidden_layers")?,
+        hidden,
+        heads,
+        kv_heads,
+        head_dim,
+        context,
+    })
 }
 
 /// The keys that every family has; gives the tensors that stand in no file.
@@ -310,11 +318,14 @@ impl Mapping<'_> {
             ("mlp_bias", &["ffn_gate", "ffn_up", "ffn_down"]),
         ] {
             // Of models with other projections the architecture says what it needs.
-            if self.config.bool(key)? != Some(true) || self.family.gguf_name("self_attn.q_proj").is_none() {
+            if self.config.bool(key)? != Some(true)
+                || self.family.gguf_name("self_attn.q_proj").is_none()
+            {
                 continue;
             }
             for layer in 0..self.d.layers {
-                let absent = names.iter().map(|n| format!("blk.{layer}.{n}.bias")).find(|n| !has(n));
+                let absent =
+                    names.iter().map(|n| format!("blk.{layer}.{n}.bias")).find(|n| !has(n));
                 if let Some(name) = absent {
                     return Err(self.missing(&name, format!("{key} is true, and it is not there")));
                 }

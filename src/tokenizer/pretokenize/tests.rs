@@ -121,10 +121,32 @@ fn an_absent_name_is_split_as_default_and_an_unknown_one_refused() {
 #[test]
 fn every_published_name_of_the_families_has_a_row() {
     for name in [
-        "default", "llama-bpe", "llama3", "llama-v3", "smollm", "tekken", "pixtral", "falcon3",
-        "qwen2", "deepseek-r1-qwen", "qwen35", "gpt-2", "phi-2", "gpt-4o", "llama4", "dbrx",
-        "smaug-bpe", "starcoder", "refact", "command-r", "exaone", "olmo", "mpt", "deepseek-llm",
-        "deepseek-coder", "deepseek-v3",
+        "default",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "smollm",
+        "tekken",
+        "pixtral",
+        "falcon3",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "qwen35",
+        "gpt-2",
+        "phi-2",
+        "gpt-4o",
+        "llama4",
+        "dbrx",
+        "smaug-bpe",
+        "starcoder",
+        "refact",
+        "command-r",
+        "exaone",
+        "olmo",
+        "mpt",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
     ] {
         assert!(named(Some(name)).is_ok(), "{name}");
     }
