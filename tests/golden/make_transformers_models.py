@@ -56,7 +56,7 @@ MODELS = {
     "mixtral": (lambda: t.MixtralConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2),
                 torch.bfloat16, "1GB"),
     "qwen3moe": (lambda: t.Qwen3MoeConfig(**COMMON, head_dim=16, num_experts=4, num_experts_per_tok=2,
-                                          moe_intermediate_size=24, norm_topk_prob=True),
+                                          moe_intermediate_size=32, norm_topk_prob=True),
                  torch.bfloat16, "1GB"),
 }
 
