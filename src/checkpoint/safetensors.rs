@@ -18,7 +18,6 @@ mod mapping;
 mod rope;
 
 use super::inspection::{Inspection, ListedTensor};
-use super::map;
 use super::metadata::Metadata;
 use super::source::{Content, DataFile, Span};
 use super::{TensorInfo, read_small_file};
@@ -198,8 +197,9 @@ fn header(path: &Path, file: &DataFile) -> Result<Vec<(String, Entry, u64)>> {
         let why = format!("needs {length} bytes, the file ends after {} more", bytes - 8);
         return Err(invalid("header", 8, Defect::Truncated, why));
     }
-    let mut text = Vec::new();
-    map::copy_range(path, file.file(), 8, length as usize, &mut text)?;
+    // At most HEADER_CAP.
+    let mut text = vec![0; length as usize];
+    file.read_exact_at("header", 8, &mut text)?;
     if text.first() != Some(&b'{') {
         let found = text.first().map_or("nothing".to_owned(), |b| format!("byte {b:#04x}"));
         let why = format!("begins with {found}, expected a JSON object");

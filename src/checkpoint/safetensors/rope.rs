@@ -57,7 +57,7 @@ pub(super) fn map(
         None => config.positive("partial_rotary_factor")?.unwrap_or(1.0),
     };
     let rotary = (d.head_dim as f64 * share) as u64;
-    if share > 1.0 || rotary < 2 || rotary % 2 != 0 {
+    if share > 1.0 || rotary < 2 || !rotary.is_multiple_of(2) {
         let why = format!("is {share}: {rotary} of a head's {} elements rotate", d.head_dim);
         return Err(config.error("partial_rotary_factor", Defect::BadValue, why));
     }
