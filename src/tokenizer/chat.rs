@@ -210,6 +210,13 @@ fn method(
         let places = text.len() / size(old).max(1) + 1;
         bytes = bytes.saturating_add(places.saturating_mul(size(new)));
     }
+    if let (Some(text), "format") = (value.as_str(), name) {
+        // Widths, which are written in the text or given as numbers.
+        let written = text.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+        let widths = written.map(|n| n.parse().unwrap_or(usize::MAX));
+        let given = args.iter().filter_map(|v| usize::try_from(v.clone()).ok());
+        bytes = widths.chain(given).fold(bytes, usize::saturating_add);
+    }
     if let (Some(gap), "join", Some(items)) = (value.as_str(), name, args.first()) {
         for item in items.try_iter()? {
             state.consume_fuel(1)?;
