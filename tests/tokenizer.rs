@@ -19,7 +19,7 @@ fn real_vocab() -> VocabSource {
     let path = model_path();
     assert!(path.exists(), "the test model is not here: run models/fetch.sh first");
     let file = Checkpoint::open(&path).unwrap();
-    VocabSource::of(&file).unwrap()
+    VocabSource::read(&file).unwrap().unwrap()
 }
 
 fn real() -> Tokenizer {

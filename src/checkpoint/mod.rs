@@ -8,6 +8,12 @@
 //!                                     write_gguf ◀───────┘  a file that other engines load
 //! ```
 //!
+//! A file may be cut, rewritten or removed by others at any time: every byte is copied by a positioned
+//! read, checked against the extent that the header was found to have, and no page of a map is ever
+//! looked at. So the outcome is an error or bytes of our own, never a signal. Whether all of them are of
+//! one version of the file, [`Checkpoint::verify_unchanged`] tells after the last read, as far as
+//! length and time of change tell it.
+//!
 //! Nothing here knows what a model does with its weights: the meaning of keys is `arch`'s.
 
 mod gguf;
@@ -23,7 +29,7 @@ mod write;
 pub use inspection::{Inspection, ListedTensor};
 pub use metadata::{Array, Entry, Metadata, StringArray, Value};
 pub use synthetic::SyntheticSpec;
-pub use write::write_gguf;
+pub use write::{write_gguf, write_gguf_while};
 
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
@@ -106,7 +112,20 @@ impl Checkpoint {
             let source = Source::Files { files: made.files, contents: made.contents };
             return Ok(Self::assemble(path.to_owned(), made.metadata, made.tensors, source));
         }
-        let parts = split::open(path, false)?;
+        Self::of_parts(path, split::open(path, false)?)
+    }
+
+    /// A GGUF file that is in memory; `path` is what errors call it. Nothing that happens to a
+    /// file can change what is read from it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] and [`Error::Unsupported`] as [`open`](Self::open).
+    pub fn from_gguf(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::of_parts(path, split::single(DataFile::memory(path, bytes), false)?)
+    }
+
+    /// Takes files whose tensors are all of types that are served.
+    fn of_parts(path: &Path, parts: split::Parts) -> Result<Self> {
         let mut tensors = Vec::with_capacity(parts.tensors.len());
         let mut contents = Vec::with_capacity(parts.tensors.len());
         for (index, (file, t)) in parts.tensors.into_iter().enumerate() {
@@ -265,6 +284,16 @@ impl Checkpoint {
                 weights.fill(info.index, offset, out);
                 Ok(())
             }
+        }
+    }
+
+    /// Bytes `[offset, offset + bytes)` of a tensor's data will be read soon: a file's pages are asked
+    /// for meanwhile. Changes nothing but the time.
+    pub fn will_read(&self, info: &TensorInfo, offset: u64, bytes: u64) {
+        if let Source::Files { files, contents } = &self.source
+            && let Some(Content::Whole(span)) = contents.get(info.index)
+        {
+            files[span.file].will_read(span.offset.saturating_add(offset), bytes);
         }
     }
 

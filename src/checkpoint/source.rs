@@ -1,5 +1,7 @@
 //! Where the bytes of a file's tensors stand, and how they are brought into the order that GGUF has.
 
+use super::gguf::Bytes;
+use super::map;
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
 use std::fs::File;
@@ -12,9 +14,18 @@ use std::time::SystemTime;
 #[derive(Debug)]
 pub(super) struct DataFile {
     path: PathBuf,
-    file: File,
-    /// Length and time of change when it was opened.
-    stamp: (u64, Option<SystemTime>),
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    File {
+        file: File,
+        /// Length and time of change when it was opened.
+        stamp: (u64, Option<SystemTime>),
+    },
+    /// The whole file, in memory of our own.
+    Memory(Vec<u8>),
 }
 
 impl DataFile {
@@ -30,54 +41,95 @@ impl DataFile {
         if !now.is_file() {
             return Err(irregular());
         }
-        Ok(Self { path: path.to_owned(), file, stamp: (now.len(), now.modified().ok()) })
+        let stamp = (now.len(), now.modified().ok());
+        Ok(Self { path: path.to_owned(), held: Held::File { file, stamp } })
+    }
+
+    /// A file that is in memory; `path` is what errors call it.
+    pub(super) fn memory(path: &Path, bytes: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), held: Held::Memory(bytes) }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    /// Where its header is read from.
+    pub(super) fn header(&self) -> Bytes<'_> {
+        match &self.held {
+            Held::File { file, .. } => Bytes::File(file),
+            Held::Memory(bytes) => Bytes::Memory(bytes),
+        }
+    }
+
+    /// Bytes `[offset, offset + bytes)` will be read soon.
+    pub(super) fn will_read(&self, offset: u64, bytes: u64) {
+        if let Held::File { file, .. } = &self.held {
+            map::will_read(file, offset, bytes);
+        }
     }
 
     /// Length when it was opened, bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.stamp.0
+        match &self.held {
+            Held::File { stamp, .. } => stamp.0,
+            Held::Memory(bytes) => bytes.len() as u64,
+        }
     }
 
     pub(super) fn verify_unchanged(&self) -> Result<()> {
+        let Held::File { file, stamp } = &self.held else { return Ok(()) };
         let asking = |e| Error::io(&self.path, "check that the file did not change", e);
-        let now = self.file.metadata().map_err(asking)?;
-        if (now.len(), now.modified().ok()) != self.stamp {
+        let now = file.metadata().map_err(asking)?;
+        if (now.len(), now.modified().ok()) != *stamp {
             return Err(asking(io::Error::other("it was rewritten while it was being read")));
         }
         Ok(())
     }
 
     /// Fills `out` from byte `offset` on; `what` is named in errors.
-    pub(super) fn read_exact_at(&self, what: &str, mut offset: u64, out: &mut [u8]) -> Result<()> {
-        let mut out = out;
-        while !out.is_empty() {
-            match self.file.read_at(out, offset) {
-                Ok(0) => {
-                    let why = "the file became shorter after it was opened; fetch it again";
-                    let defect = Defect::Truncated;
-                    return Err(Error::invalid(&self.path, what, Some(offset), defect, why));
-                }
-                Ok(n) => {
-                    out = &mut out[n..];
-                    offset += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    let action = format!("read {} bytes at {offset} of {what}", out.len());
-                    return Err(Error::io(&self.path, action, e));
-                }
+    pub(super) fn read_exact_at(&self, what: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        match &self.held {
+            Held::File { file, .. } => read_exact_at(&self.path, file, what, offset, out),
+            Held::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(out.len());
+                let from = bytes.get(start..end).ok_or_else(|| {
+                    Error::Internal(format!("{what}: bytes {start}..{end} are not in memory"))
+                })?;
+                out.copy_from_slice(from);
+                Ok(())
             }
         }
-        Ok(())
     }
+}
+
+/// Fills `out` from byte `offset` of `file` on; `at` is named in errors.
+pub(super) fn read_exact_at(
+    path: &Path,
+    file: &File,
+    at: &str,
+    mut offset: u64,
+    mut out: &mut [u8],
+) -> Result<()> {
+    while !out.is_empty() {
+        match file.read_at(out, offset) {
+            Ok(0) => {
+                let why = "the file became shorter after it was opened; fetch it again";
+                return Err(Error::invalid(path, at, Some(offset), Defect::Truncated, why));
+            }
+            Ok(n) => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                let action = format!("read {} bytes at {offset} of {at}", out.len());
+                return Err(Error::io(path, action, e));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A place in one of a checkpoint's files.

@@ -32,7 +32,9 @@ const TENSORS: &str = "split.tensors.count";
 /// Those of a header; [`Defect::BadSplit`] naming the part that is absent, stands twice or is of
 /// another model.
 pub(super) fn open(path: &Path, tolerate_unknown: bool) -> Result<Parts> {
-    let Some((stem, count)) = split_name(path)? else { return single(path, tolerate_unknown) };
+    let Some((stem, count)) = split_name(path)? else {
+        return single(DataFile::open(path)?, tolerate_unknown);
+    };
     let mut parts: Option<Parts> = None;
     let mut home: HashMap<String, usize> = HashMap::new();
     let mut promised = None;
@@ -42,7 +44,7 @@ pub(super) fn open(path: &Path, tolerate_unknown: bool) -> Result<Parts> {
     for (i, file) in (0..).zip(files) {
         let path = file.path().to_owned();
         let Header { version, metadata, tensors } =
-            gguf::read_header(&path, &file, tolerate_unknown)?;
+            gguf::read_header(&path, file.header(), file.bytes(), tolerate_unknown)?;
         let all = check(&metadata, i, count)?;
         let first = parts.get_or_insert_with(|| Parts {
             version,
@@ -74,14 +76,16 @@ pub(super) fn open(path: &Path, tolerate_unknown: bool) -> Result<Parts> {
 /// The one file at `path`, whatever it says of others.
 pub(super) fn alone(path: &Path) -> Result<Parts> {
     let file = DataFile::open(path)?;
-    let Header { version, metadata, tensors } = gguf::read_header(path, &file, true)?;
+    let Header { version, metadata, tensors } =
+        gguf::read_header(path, file.header(), file.bytes(), true)?;
     let tensors = tensors.into_iter().map(|t| (0, t)).collect();
     Ok(Parts { version, metadata, files: vec![file], tensors })
 }
 
-fn single(path: &Path, tolerate_unknown: bool) -> Result<Parts> {
-    let file = DataFile::open(path)?;
-    let Header { version, metadata, tensors } = gguf::read_header(path, &file, tolerate_unknown)?;
+/// A model that must be in this one file.
+pub(super) fn single(file: DataFile, tolerate_unknown: bool) -> Result<Parts> {
+    let Header { version, metadata, tensors } =
+        gguf::read_header(file.path(), file.header(), file.bytes(), tolerate_unknown)?;
     if let Some(count) = metadata.u64_key(COUNT)?.filter(|n| *n > 1) {
         let no = metadata.u64_key(NO)?.unwrap_or(0).saturating_add(1);
         let why = format!(

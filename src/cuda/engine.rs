@@ -44,7 +44,7 @@ const SPINS: u32 = 4096;
 const POLLS: u32 = 64;
 /// After this time without a token the driver is asked whether the device still works.
 const FIRST_QUERY: Duration = Duration::from_millis(50);
-/// After this time without a token the device counts as lost.
+/// After this time without a token the device counts as lost, unless another is set.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What an engine is made for.
@@ -84,6 +84,8 @@ pub struct CudaEngine {
     forced: (u32, Vec<u32>),
     /// Positions of the device's table that are forced.
     table: (u32, u32),
+    /// After this time without a token the device counts as lost.
+    deadline: Duration,
 }
 
 impl CudaEngine {
@@ -158,7 +160,17 @@ impl CudaEngine {
             overrun: false,
             forced: (0, Vec::new()),
             table: (0, 0),
+            deadline: DEADLINE,
         })
+    }
+
+    /// Counts the device as lost after `deadline` without a token; 120 seconds unless set.
+    ///
+    /// Only the wait for a token is bounded: copies to and from the device (while it is made, in
+    /// [`seek`](Self::seek), [`logits`](Self::logits), [`cache`](Self::cache)) return when the
+    /// driver does. Nothing waits for a device that counts as lost, dropping the engine included.
+    pub fn give_up_after(&mut self, deadline: Duration) {
+        self.deadline = deadline;
     }
 
     /// The plan and its memory.
@@ -394,7 +406,7 @@ impl CudaEngine {
             if waited < query_at {
                 continue;
             }
-            query_at = waited * 2;
+            query_at = (waited * 2).min(self.deadline);
             // A fault is told here, and not waited for.
             if self.stream.is_done()? {
                 let entry = self.reader.poll(self.plan.ring())?;
@@ -403,15 +415,12 @@ impl CudaEngine {
                     Error::Internal(format!("position {position}: the graph ended without a token"))
                 });
             }
-            if waited > DEADLINE {
-                let seconds = DEADLINE.as_secs();
-                return Err(Error::Driver {
-                    at: format!("position {}", self.position),
-                    call: "cuGraphLaunch",
-                    code: 702,
-                    name: format!("the device gave no token within {seconds} seconds"),
-                    fatal: true,
-                });
+            if waited >= self.deadline {
+                return Err(self.context.give_up(&format!(
+                    "position {}: no token within {} seconds",
+                    self.position,
+                    self.deadline.as_secs_f32()
+                )));
             }
         }
     }
