@@ -201,6 +201,18 @@ fn a_pasted_llama_bench_line_runs_and_names_what_it_ignores_once() {
     assert!(table.contains(" pp2 ") && table.contains(" tg4 "), "{table}");
 }
 
+/// The commit that git gives for the package's folder, or what stands for none.
+fn built_from() -> String {
+    let git = |args: &[&str]| {
+        let folder = env!("CARGO_MANIFEST_DIR");
+        let output = Command::new("git").args(args).current_dir(folder).output().ok()?;
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let own = git(&["rev-parse", "--show-prefix"]).filter(|prefix| prefix.trim().is_empty());
+    let head = own.and_then(|_| git(&["rev-parse", "HEAD"]));
+    head.map_or("unknown0".to_owned(), |head| head[..8].to_owned())
+}
+
 #[test]
 fn results_are_llama_benchs_rows_for_each_depth() {
     let rows = json(&format!("{QUICK} -d 0,8-16+8 -o json"));
@@ -210,6 +222,7 @@ fn results_are_llama_benchs_rows_for_each_depth() {
     for row in rows {
         let names: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(names[..3], ["build_commit", "build_number", "cpu_info"]);
+        assert_eq!(row["build_commit"], built_from());
         assert_eq!(
             names[40..],
             ["avg_ts", "stddev_ts", "use_mmap", "use_direct_io", "samples_ns", "samples_ts", "x"]
@@ -362,6 +375,10 @@ fn generation_ends_at_capacity_and_follows_its_seed() {
 fn the_fused_plan_is_verified_against_the_plain_one() {
     let said = stdout("verify --synthetic tiny --backend cpu -n 8");
     assert!(said.contains("cpu, fused") && said.contains("top-1 8/8"), "{said}");
+    // What was compared in every bit is said with its size: 2 layers, 8 positions.
+    assert!(said.contains("cpu, fused = cpu, plain, bit for bit:"), "{said}");
+    assert!(said.contains("given tokens  yes: 8 tokens, 8 x 512 logits, "), "{said}");
+    assert!(said.contains("own tokens    yes: 8 tokens, 1 x 512 logits, "), "{said}");
 }
 
 /// A golden file that holds what the model itself says.

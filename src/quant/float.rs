@@ -1,5 +1,6 @@
 //! Unquantised weights: `F32`, `F16`, `BF16`, one value a block.
 
+use super::planes::half_of;
 use super::random::{Bits, normal};
 use super::tile::ROWS;
 use super::{DotKind, Format};
@@ -127,7 +128,7 @@ impl Format for F16 {
     #[inline(always)]
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         for (b, out) in blocks.chunks_exact(2).zip(out) {
-            *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            *out = half_of(u16::from_le_bytes([b[0], b[1]]));
         }
     }
 
