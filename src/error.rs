@@ -52,6 +52,10 @@ pub enum Defect {
     MissingTensor,
     /// A tensor is there with another shape than the configuration asks for.
     ShapeMismatch,
+    /// A part of a split model is absent, stands twice or belongs to another model.
+    BadSplit,
+    /// A chat template is no template, fails, or asks for too much.
+    BadTemplate,
     /// The vocabulary cannot be used.
     BadVocab,
     /// Not a regular file of a known model format.

@@ -4,8 +4,10 @@
 
 mod gguf_file;
 
+use decode_graph::arch::{self, PlanOptions};
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec, write_gguf};
 use decode_graph::error::{Defect, Error};
+use decode_graph::ops::KvType;
 use decode_graph::quant::QuantFormat;
 use gguf_file::{Gguf, minimal, open, scratch};
 
@@ -177,4 +179,34 @@ fn a_published_file_opens_with_the_types_of_its_synthetic_twin() {
     for e in twin.metadata().entries().filter(|e| e.key.starts_with("llama.")) {
         assert_eq!(real.metadata().entry(e.key).map(|r| r.value), Some(e.value), "{}", e.key);
     }
+}
+
+/// Told from names alone, so that it can be told of any file.
+#[test]
+fn what_a_token_reads_is_what_the_plan_reads() {
+    for spec in ["llama-3.2-1b:q4_k_m", "qwen2.5-1.5b:q8_0", "llama-2-7b:q4_0", "tiny:f16"] {
+        let model = Checkpoint::synthetic(&SyntheticSpec::parse(spec).unwrap()).unwrap();
+        let options = PlanOptions { capacity: 64, kv: KvType::F16 };
+        let plan = arch::record(&model, options).unwrap().traffic(0).weights as f64;
+        let told = model.inspect().read_per_token().values().sum::<u64>() as f64;
+        assert!((told / plan - 1.0).abs() < 1e-3, "{spec}: {told} for {plan}");
+    }
+}
+
+#[test]
+fn of_experts_a_token_reads_the_chosen_ones() {
+    let g = Gguf::default()
+        .key(b"general.architecture", 8, &gguf_file::text(b"some-moe"))
+        .key(b"some-moe.expert_count", 4, &8u32.to_le_bytes())
+        .key(b"some-moe.expert_used_count", 4, &2u32.to_le_bytes())
+        .tensor("token_embd.weight", &[4, 10], 0, &[0; 160])
+        .tensor("output.weight", &[4, 10], 1, &[0; 80])
+        .tensor("blk.0.ffn_up_exps.weight", &[4, 4, 8], 0, &[0; 512])
+        .tensor("blk.0.norm.weight", &[4], 77, &[0; 32]);
+    let file = scratch("model.gguf", &g.bytes());
+    let found = Checkpoint::inspect_only(&file.path).unwrap();
+    assert_eq!(found.architecture(), Some("some-moe"));
+    let read: Vec<_> = found.read_per_token().into_iter().collect();
+    // One row of the embeddings and a quarter of the experts; the head whole; unknown sizes none.
+    assert_eq!(read, [("F16", 80), ("F32", 16 + 128), ("type 77", 0)]);
 }

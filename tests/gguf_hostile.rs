@@ -299,13 +299,14 @@ fn offsets_are_the_running_sum_and_inside_the_file() {
 fn one_part_of_a_split_model_is_refused_naming_the_missing_part() {
     let file = scratch("big-00001-of-00002.gguf", &minimal().bytes());
     let error = Checkpoint::open(&file.path).unwrap_err();
-    assert_eq!(error.exit_code(), 4);
+    assert_eq!(error.exit_code(), 3);
     let said = error.to_string();
-    assert!(said.contains("big-00001-of-00002.gguf"), "{said}");
-    assert!(said.contains("part 2 of 2 is missing"), "{said}");
+    assert!(said.contains("big-00002-of-00002.gguf: part 2 of 2: the file is missing"), "{said}");
+    let listed = Checkpoint::inspect_only(&file.path).unwrap();
+    assert_eq!((listed.files, listed.tensors.len()), (1, 2));
 
     let renamed = minimal().key(b"split.count", 2, &3u16.to_le_bytes());
-    assert_eq!(open(&renamed.bytes()).unwrap_err().exit_code(), 4);
+    expect("renamed", &renamed.bytes(), Defect::BadSplit);
     let one = scratch("big-00001-of-00001.gguf", &minimal().bytes());
     assert!(Checkpoint::open(&one.path).is_ok());
 }
@@ -314,7 +315,7 @@ fn one_part_of_a_split_model_is_refused_naming_the_missing_part() {
 fn what_is_no_regular_file_is_refused_without_blocking() {
     let folder = tempfile::tempdir().unwrap();
     let said = Checkpoint::open(folder.path()).unwrap_err();
-    assert!(said.exit_code() == 4 && said.to_string().contains("safetensors folders"), "{said}");
+    assert!(said.exit_code() == 3 && said.to_string().contains("has config.json"), "{said}");
     for path in ["/dev/zero", "/dev/full", "/dev/null", "/nowhere/at/all"] {
         let error = Checkpoint::open(path.as_ref()).unwrap_err();
         assert_eq!(error.exit_code(), 74, "{path}: {error}");

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use decode_graph::checkpoint::Checkpoint;
-use decode_graph::tokenizer::{Tokenizer, VocabSource};
+use decode_graph::tokenizer::{Message, Tokenizer, VocabSource};
 
 fn model_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf")
@@ -19,30 +19,7 @@ fn real_vocab() -> VocabSource {
     let path = model_path();
     assert!(path.exists(), "the test model is not here: run models/fetch.sh first");
     let file = Checkpoint::open(&path).unwrap();
-    let text = |key: &str| file.str_key(key).unwrap().map(str::to_owned);
-    let texts = |key: &str| -> Vec<String> {
-        let strings = file.strings_key(key).unwrap().unwrap();
-        strings.iter().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()).collect()
-    };
-    let id = |name: &str| {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        file.u64_key(&key).unwrap().map(|id| u32::try_from(id).unwrap())
-    };
-    VocabSource {
-        model: text("tokenizer.ggml.model").unwrap(),
-        pre: text("tokenizer.ggml.pre"),
-        tokens: texts("tokenizer.ggml.tokens"),
-        token_types: file.i32_array_key("tokenizer.ggml.token_type").unwrap(),
-        scores: None,
-        merges: texts("tokenizer.ggml.merges"),
-        bos: id("bos"),
-        eos: id("eos"),
-        eot: id("eot"),
-        unknown: id("unknown"),
-        add_bos: file.bool_key("tokenizer.ggml.add_bos_token").unwrap(),
-        add_space_prefix: file.bool_key("tokenizer.ggml.add_space_prefix").unwrap(),
-        chat_template: text("tokenizer.chat_template"),
-    }
+    VocabSource::read(&file).unwrap().unwrap()
 }
 
 fn real() -> Tokenizer {
@@ -187,5 +164,224 @@ fn long_prompts_of_the_real_vocabulary_end_within_a_second() {
         let ids = t.encode(&prompt, true).unwrap();
         assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
         assert_eq!(t.decode(&ids), prompt);
+    }
+}
+
+#[test]
+fn the_real_template_makes_a_conversation_of_the_models_own_tokens() {
+    let t = real();
+    let turns = [Message::new("user", "Why is the sky blue?")];
+    let text = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging \
+                Face<|im_end|>\n<|im_start|>user\nWhy is the sky blue?<|im_end|>\n\
+                <|im_start|>assistant\n";
+    let ids = t.encode_chat(&turns, 0).unwrap();
+    assert_eq!(t.decode(&ids), text);
+    // Tokens, not the letters of their names.
+    assert_eq!(ids.iter().filter(|id| **id == 1).count(), 3);
+    let own = [Message::new("system", "Be brief."), turns[0].clone()];
+    let said = t.decode(&t.encode_chat(&own, 0).unwrap());
+    assert!(
+        said.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn bos_comes_once_whether_or_not_the_template_writes_it() {
+    let bos = |template: &str, add_bos| {
+        let mut source = real_vocab();
+        source.add_bos = Some(add_bos);
+        source.chat_template = Some(template.to_owned());
+        let t = Tokenizer::new(source, &model_path()).unwrap();
+        let ids = t.encode_chat(&[Message::new("user", "Hi")], 0).unwrap();
+        ids.iter().filter(|id| Some(**id) == t.bos()).count()
+    };
+    for (template, add_bos, expected) in [
+        ("{{ bos_token }}{{ messages[0].content }}", true, 1),
+        ("{{ bos_token }}{{ messages[0].content }}", false, 1),
+        ("{{ messages[0].content }}", true, 1),
+        ("{{ messages[0].content }}", false, 0),
+    ] {
+        assert_eq!(bos(template, add_bos), expected, "{template} {add_bos}");
+    }
+    let mut none = real_vocab();
+    none.chat_template = None;
+    let none = Tokenizer::new(none, &model_path()).unwrap();
+    assert_eq!(none.encode_chat(&[], 0).unwrap_err().exit_code(), 4);
+}
+
+/// The real vocabulary as a folder's `tokenizer.json`, as its publisher wrote it.
+fn folder() -> tempfile::TempDir {
+    let source = real_vocab();
+    let special = |text: &&String| text.starts_with("<|") && text.ends_with("|>");
+    let vocab: serde_json::Map<_, _> = (0u32..)
+        .zip(&source.tokens)
+        .map(|(id, text)| (text.clone(), serde_json::json!(id)))
+        .collect();
+    let added: Vec<_> = (0u32..)
+        .zip(&source.tokens)
+        .filter(|(_, text)| special(text))
+        .map(|(id, text)| {
+            serde_json::json!({"id": id, "content": text, "special": true, "single_word": false,
+                               "lstrip": false, "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<|endoftext|>",
+                  "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+                  "byte_fallback": false, "vocab": vocab, "merges": source.merges},
+    });
+    let config = serde_json::json!({
+        "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"},
+        "chat_template": source.chat_template,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/transformers/qwen2");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn a_folders_tokenizer_gives_the_same_ids_texts_and_conversation() {
+    let folder = folder();
+    let t = Tokenizer::of(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    let own = real();
+    let text = include_str!("golden/tokenizer-smollm2-texts.json");
+    let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(text).unwrap();
+    for (text, ids) in cases {
+        assert_eq!(t.encode(&text, true).unwrap(), ids, "{text:?}");
+        assert_eq!(t.decode(&ids), own.decode(&ids));
+    }
+    for (prompt, prompt_ids, greedy_ids, greedy_text) in golden() {
+        assert_eq!(t.encode(&prompt, true).unwrap(), prompt_ids, "{prompt:?}");
+        assert_eq!(t.decode(&greedy_ids), greedy_text);
+    }
+    assert_eq!((t.vocab_len(), t.bos(), t.eos()), (49_152, Some(1), Some(2)));
+    assert!((0..49_152).all(|id| t.bytes_of(id) == own.bytes_of(id)));
+    assert!([0, 2].iter().all(|id| t.is_end_of_generation(*id)) && !t.is_end_of_generation(5));
+    let turns = [Message::new("user", "Why?")];
+    assert_eq!(t.encode_chat(&turns, 0).unwrap(), own.encode_chat(&turns, 0).unwrap());
+    // A template in its own file goes before the one in the configuration.
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let t = Tokenizer::of(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    assert_eq!(t.decode(&t.encode_chat(&turns, 0).unwrap()), "Why?");
+}
+
+#[test]
+fn long_prompts_of_a_folders_tokenizer_end_soon() {
+    let folder = folder();
+    let t = Tokenizer::of(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+    for prompt in ["Z".repeat(131_072), "\n".repeat(100_000), " ".repeat(100_000) + "x"] {
+        let start = std::time::Instant::now();
+        let ids = t.encode(&prompt, true).unwrap();
+        assert!(start.elapsed().as_secs_f64() < 5.0, "{:?}", start.elapsed());
+        assert_eq!(t.decode(&ids), prompt);
+    }
+}
+
+/// A SentencePiece vocabulary as `tokenizer.json`: a space before the text, bytes where a character
+/// is no token.
+fn pieces() -> serde_json::Value {
+    let vocab =
+        ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "\u{2581}", "a", "b", "ab", "\u{2581}ab"];
+    let vocab: serde_json::Map<_, _> =
+        (0u32..).zip(vocab).map(|(id, t)| (t.to_owned(), serde_json::json!(id))).collect();
+    let added = ["<unk>", "<s>", "</s>"].iter().zip(0u32..).map(|(t, id)| {
+        serde_json::json!({"id": id, "content": t, "special": true, "single_word": false,
+                           "lstrip": false, "rstrip": false, "normalized": false})
+    });
+    serde_json::json!({
+        "version": "1.0", "added_tokens": added.collect::<Vec<_>>(), "pre_tokenizer": null,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "fuse_unk": true,
+                  "vocab": vocab, "merges": [["a", "b"], ["\u{2581}", "ab"]]},
+    })
+}
+
+fn opened(
+    folder: &Path,
+    json: &serde_json::Value,
+) -> Result<Tokenizer, decode_graph::error::Error> {
+    std::fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
+    Tokenizer::of(&Checkpoint::open(folder).unwrap())
+}
+
+#[test]
+fn a_folders_sentencepiece_vocabulary_falls_back_to_bytes_and_begins_with_bos() {
+    let folder = folder();
+    std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"bos_token": "<s>"}"#).unwrap();
+    let t = opened(folder.path(), &pieces()).unwrap();
+    assert_eq!(t.encode("ab b\u{e9}", true).unwrap(), [1, 9, 5, 7, 3, 4]);
+    assert_eq!(t.decode(&[9, 5, 7, 3, 4]), " ab b\u{e9}");
+    assert!(t.is_end_of_generation(2));
+}
+
+#[test]
+fn a_malformed_tokenizer_file_is_refused_and_never_panics() {
+    let folder = folder();
+    let path = folder.path();
+    let change = |f: &dyn Fn(&mut serde_json::Value)| {
+        let mut json = pieces();
+        f(&mut json);
+        opened(path, &json).map(|_| ()).unwrap_err()
+    };
+    use serde_json::json;
+    for (what, error, code) in [
+        ("Unigram", change(&|j| j["model"]["type"] = json!("Unigram")), 4),
+        ("decoder", change(&|j| j["decoder"] = json!(null)), 4),
+        ("two tokens", change(&|j| j["added_tokens"][1]["id"] = json!(0)), 3),
+        ("id", change(&|j| j["model"]["vocab"]["a"] = json!(u32::MAX)), 3),
+        ("integer `-1`", change(&|j| j["model"]["vocab"]["a"] = json!(-1)), 3),
+        ("model", change(&|j| j["model"]["merges"] = json!([["a", "zz"]])), 3),
+        (
+            "cut",
+            change(&|j| {
+                j["normalizer"]["normalizers"] = json!(vec![json!({"type": "NFC"}); 100_000])
+            }),
+            3,
+        ),
+    ] {
+        assert_eq!(error.exit_code(), code, "{what}: {error}");
+        assert!(error.to_string().contains(what), "{what}: {error}");
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+    // A pattern that a backtracking matcher takes for ever on.
+    let mut slow = pieces();
+    slow["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "(a|aa)+(?!x)$"},
+                                   "behavior": "Isolated", "invert": false});
+    if let Ok(t) = opened(path, &slow) {
+        let start = std::time::Instant::now();
+        let _ = t.encode(&("a".repeat(5_000) + "b"), false);
+        assert!(start.elapsed().as_secs_f64() < 10.0, "{:?}", start.elapsed());
+    }
+    let whole = pieces().to_string().into_bytes();
+    let checkpoint = Checkpoint::open(path).unwrap();
+    for bit in (0..whole.len() * 8).step_by(3) {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(path.join("tokenizer.json"), &flipped).unwrap();
+        if let Ok(t) = Tokenizer::of(&checkpoint) {
+            let _ = t.encode("ab \u{e9}</s>", true).map(|ids| t.decode(&ids));
+        }
     }
 }

@@ -86,6 +86,7 @@ pub(crate) fn tokenizer(data: &[u8]) -> bool {
         add_bos: (choice(6) % 3 > 0).then_some(choice(6) % 3 == 1),
         add_space_prefix: (choice(6) % 5 > 2).then_some(choice(6) % 5 == 3),
         chat_template: None,
+        specials_swallow_space: choice(6) % 7 == 2,
     };
     let tokenizer = match Tokenizer::new(source, Path::new("fuzz.input")) {
         Ok(tokenizer) => tokenizer,

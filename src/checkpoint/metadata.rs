@@ -214,17 +214,35 @@ pub struct Metadata {
     path: PathBuf,
     entries: Vec<(String, Option<u64>, Value)>,
     index: HashMap<String, usize>,
+    /// What a key that was derived is called where it comes from.
+    origins: HashMap<String, &'static str>,
 }
 
 impl Metadata {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), entries: Vec::new(), index: HashMap::new() }
+        let (entries, index, origins) = Default::default();
+        Self { path: path.to_owned(), entries, index, origins }
     }
 
     /// Adds a key; the caller has checked that it is new.
     pub(super) fn push(&mut self, key: String, offset: Option<u64>, value: Value) {
         self.index.insert(key.clone(), self.entries.len());
         self.entries.push((key, offset, value));
+    }
+
+    /// Adds a key that is derived from another file's key `origin`, which errors then name.
+    pub(super) fn derive(&mut self, key: String, origin: &'static str, value: Value) {
+        self.origins.insert(key.clone(), origin);
+        self.push(key, None, value);
+    }
+
+    /// The same keys in the same order without those that `drop` picks.
+    pub(super) fn without(&self, drop: impl Fn(&str) -> bool) -> Self {
+        let mut kept = Self::new(&self.path);
+        for (key, offset, value) in self.entries.iter().filter(|(key, ..)| !drop(key)) {
+            kept.push(key.clone(), *offset, value.clone());
+        }
+        kept
     }
 
     /// Number of keys.
@@ -256,7 +274,11 @@ impl Metadata {
     /// A defect of `key`, with the file and the byte offset of its value.
     pub fn error(&self, key: &str, defect: Defect, why: impl Into<String>) -> Error {
         let offset = self.entry(key).and_then(|e| e.offset);
-        Error::invalid(&self.path, key, offset, defect, why)
+        let at = match self.origins.get(key) {
+            Some(origin) => format!("{origin} ({key})"),
+            None => key.to_owned(),
+        };
+        Error::invalid(&self.path, at, offset, defect, why)
     }
 
     /// The error of an absent key.

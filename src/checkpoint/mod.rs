@@ -1,10 +1,11 @@
-//! A model's named tensors and metadata, whatever they come from: a GGUF file, or seeded random
-//! weights of a real model's shape that exist only as a rule.
+//! A model's named tensors and metadata, whatever they come from: GGUF files, a folder of
+//! safetensors, or seeded random weights of a real model's shape that exist only as a rule.
 //!
 //! ```text
-//! GGUF file ── header, checked ──▶ Checkpoint ── read(tensor, offset) ──▶ weights of any range
-//! SHAPE:QUANT ── table ─────────▶     │
-//!                                     └── write_gguf ──▶ a file that other engines load
+//! GGUF, one file or several ── headers, checked ──▶ Checkpoint ── read(tensor, offset) ──▶ weights
+//! folder of safetensors ────── names and keys mapped ──▶ │         of any range
+//! SHAPE:QUANT ──────────────── table ──────────────────▶ │
+//!                                     write_gguf ◀───────┘  a file that other engines load
 //! ```
 //!
 //! A file may be cut, rewritten or removed by others at any time: every byte is copied by a positioned
@@ -16,23 +17,25 @@
 //! Nothing here knows what a model does with its weights: the meaning of keys is `arch`'s.
 
 mod gguf;
+mod inspection;
 mod map;
 mod metadata;
+mod safetensors;
+mod source;
+mod split;
 mod synthetic;
 mod write;
 
+pub use inspection::{Inspection, ListedTensor};
 pub use metadata::{Array, Entry, Metadata, StringArray, Value};
 pub use synthetic::SyntheticSpec;
 pub use write::{write_gguf, write_gguf_while};
 
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
+use source::{Content, DataFile, Span};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,18 +68,10 @@ impl TensorInfo {
 /// Where the bytes of the tensors come from.
 #[derive(Debug)]
 enum Source {
-    File {
-        file: File,
-        /// Length and time of change when the header was read.
-        stamp: (u64, Option<SystemTime>),
-        /// Start of each tensor, bytes from the start of the file.
-        offsets: Vec<u64>,
-    },
-    /// The whole file, in memory of our own.
-    Memory {
-        bytes: Vec<u8>,
-        /// Start of each tensor.
-        offsets: Vec<u64>,
+    Files {
+        files: Vec<DataFile>,
+        /// Of each tensor.
+        contents: Vec<Content>,
     },
     Synthetic(synthetic::Weights),
 }
@@ -91,54 +86,33 @@ pub struct Checkpoint {
     source: Source,
 }
 
-/// A tensor as [`Checkpoint::inspect_only`] lists it, of any type.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ListedTensor {
-    /// Name.
-    pub name: String,
-    /// Name of the type, `type 77` for an id that the format does not define.
-    pub type_name: String,
-    /// The type, where this crate serves it.
-    pub format: Option<QuantFormat>,
-    /// Elements per dimension, innermost first.
-    pub shape: Vec<u64>,
-    /// Size of the data, bytes; `None` for a type that the format does not define.
-    pub bytes: Option<u64>,
-}
-
-/// What a model file holds, also where this crate cannot run it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Inspection {
-    /// Version of the container.
-    pub version: u32,
-    /// Size of the file, bytes.
-    pub file_bytes: u64,
-    /// Keys and values.
-    pub metadata: Metadata,
-    /// Tensors in file order.
-    pub tensors: Vec<ListedTensor>,
-}
-
-/// What is offered instead of a tensor type that is not served.
-fn served_types() -> String {
+/// The refusal of a tensor whose type is not served.
+fn unserved(path: &Path, tensor: &str, kind: &str) -> Error {
     let names: Vec<_> = QuantFormat::ALL.iter().map(|f| f.name()).collect();
-    format!("use a file with only {}", names.join(", "))
+    Error::Unsupported {
+        path: path.to_owned(),
+        at: format!("tensor {tensor}"),
+        what: format!("tensor type {kind}"),
+        instead: format!("use a file with only {}", names.join(", ")),
+    }
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file: reads and checks its header; the weights stay where they are.
+    /// Opens a model: a GGUF file, any part of a split one, or a folder with `config.json` and
+    /// safetensors. Reads and checks what stands before the weights; they stay where they are.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read or is no regular file; [`Error::InvalidModel`] for
-    /// every way in which it is malformed; [`Error::Unsupported`] for a folder, one part of a
-    /// split model, or a tensor of a type that this crate does not serve.
+    /// every way in which it is malformed, or a part is missing; [`Error::Unsupported`] for a
+    /// tensor of a type that this crate does not serve, or a folder whose `config.json` asks for
+    /// what cannot be mapped to the names and keys of GGUF.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, stamp) = open_regular(path)?;
-        refuse_split_name(path)?;
-        let header = gguf::read_header(path, gguf::Bytes::File(&file), stamp.0, false)?;
-        Self::of_header(path, header, |offsets| Source::File { file, stamp, offsets })
+        if path.is_dir() {
+            let made = safetensors::open(path)?;
+            let source = Source::Files { files: made.files, contents: made.contents };
+            return Ok(Self::assemble(path.to_owned(), made.metadata, made.tensors, source));
+        }
+        Self::of_parts(path, split::open(path, false)?)
     }
 
     /// A GGUF file that is in memory; `path` is what errors call it. Nothing that happens to a
@@ -147,37 +121,24 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::InvalidModel`] and [`Error::Unsupported`] as [`open`](Self::open).
     pub fn from_gguf(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        let length = bytes.len() as u64;
-        let header = gguf::read_header(path, gguf::Bytes::Memory(&bytes), length, false)?;
-        Self::of_header(path, header, |offsets| Source::Memory { bytes, offsets })
+        Self::of_parts(path, split::single(DataFile::memory(path, bytes), false)?)
     }
 
-    /// Takes a header whose tensors are all of types that are served.
-    fn of_header(
-        path: &Path,
-        header: gguf::Header,
-        source: impl FnOnce(Vec<u64>) -> Source,
-    ) -> Result<Self> {
-        if header.metadata.u64_key("split.count")?.is_some_and(|n| n > 1) {
-            return Err(split(path, "split.count", "one part of a split model"));
-        }
-        let mut tensors = Vec::with_capacity(header.tensors.len());
-        let mut offsets = Vec::with_capacity(header.tensors.len());
-        for (index, t) in header.tensors.into_iter().enumerate() {
+    /// Takes files whose tensors are all of types that are served.
+    fn of_parts(path: &Path, parts: split::Parts) -> Result<Self> {
+        let mut tensors = Vec::with_capacity(parts.tensors.len());
+        let mut contents = Vec::with_capacity(parts.tensors.len());
+        for (index, (file, t)) in parts.tensors.into_iter().enumerate() {
             let (Some(format), Some(bytes)) = (QuantFormat::from_ggml_id(t.type_id), t.bytes)
             else {
                 let kind = t.kind.map_or("of an unknown id", |k| k.name);
-                return Err(Error::Unsupported {
-                    path: path.to_owned(),
-                    at: format!("tensor {}", t.name),
-                    what: format!("tensor type {kind}"),
-                    instead: served_types(),
-                });
+                return Err(unserved(parts.files[file].path(), &t.name, kind));
             };
             tensors.push(TensorInfo { name: t.name, format, shape: t.shape, bytes, index });
-            offsets.push(t.data_offset);
+            contents.push(Content::Whole(Span { file, offset: t.data_offset }));
         }
-        Ok(Self::assemble(path.to_owned(), header.metadata, tensors, source(offsets)))
+        let source = Source::Files { files: parts.files, contents };
+        Ok(Self::assemble(path.to_owned(), parts.metadata, tensors, source))
     }
 
     /// Weights of a real model's shape, seeded random, made when they are read.
@@ -200,16 +161,21 @@ impl Checkpoint {
         Self { metadata, path, tensors, by_name, source }
     }
 
-    /// Lists what a GGUF file holds, tolerating tensor types that this crate does not serve and
-    /// ids that the format does not define.
+    /// Lists what a model's files hold, tolerating tensor types that this crate does not serve,
+    /// ids that the format does not define, and a split model whose parts do not fit together
+    /// (then the one file is listed).
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidModel`] as [`open`](Self::open), [`Error::Unsupported`]
-    /// only for a folder.
+    /// [`Error::Io`] and [`Error::InvalidModel`] as [`open`](Self::open).
     pub fn inspect_only(path: &Path) -> Result<Inspection> {
-        let (file, (file_bytes, _)) = open_regular(path)?;
-        let header = gguf::read_header(path, gguf::Bytes::File(&file), file_bytes, true)?;
-        let list = |t: gguf::RawTensor| ListedTensor {
+        if path.is_dir() {
+            return safetensors::inspect(path);
+        }
+        let parts = match split::open(path, true) {
+            Err(Error::InvalidModel { defect: Defect::BadSplit, .. }) => split::alone(path)?,
+            other => other?,
+        };
+        let list = |(_, t): (usize, gguf::RawTensor)| ListedTensor {
             name: t.name,
             type_name: t.kind.map_or_else(|| format!("type {}", t.type_id), |k| k.name.to_owned()),
             format: QuantFormat::from_ggml_id(t.type_id),
@@ -217,14 +183,39 @@ impl Checkpoint {
             bytes: t.bytes,
         };
         Ok(Inspection {
-            version: header.version,
-            file_bytes,
-            metadata: header.metadata,
-            tensors: header.tensors.into_iter().map(list).collect(),
+            container: format!("GGUF {}", parts.version),
+            files: parts.files.len(),
+            file_bytes: parts.files.iter().map(DataFile::bytes).sum(),
+            metadata: parts.metadata,
+            tensors: parts.tensors.into_iter().map(list).collect(),
         })
     }
 
-    /// The file, or for synthetic weights what they were asked for as: `llama-3.2-1b:q4_k_m`.
+    /// Lists what this checkpoint holds, as [`inspect_only`](Self::inspect_only) lists files.
+    pub fn inspect(&self) -> Inspection {
+        let list = |t: &TensorInfo| ListedTensor {
+            name: t.name.clone(),
+            type_name: t.format.name().to_owned(),
+            format: Some(t.format),
+            shape: t.shape.clone(),
+            bytes: Some(t.bytes),
+        };
+        let (container, files, file_bytes) = match &self.source {
+            Source::Synthetic(_) => ("synthetic", 0, 0),
+            Source::Files { files, .. } => {
+                ("files", files.len(), files.iter().map(DataFile::bytes).sum())
+            }
+        };
+        Inspection {
+            container: container.to_owned(),
+            files,
+            file_bytes,
+            metadata: self.metadata.clone(),
+            tensors: self.tensors.iter().map(list).collect(),
+        }
+    }
+
+    /// The file or folder, or for synthetic weights what they were asked for as: `llama-3.2-1b:q4_k_m`.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -286,15 +277,8 @@ impl Checkpoint {
             )));
         }
         match &self.source {
-            Source::File { file, offsets, .. } => {
-                let at = format!("tensor {}", info.name);
-                read_exact_at(&self.path, file, &at, offsets[info.index] + offset, out)
-            }
-            Source::Memory { bytes, offsets } => {
-                // Within the file: checked when its header was read.
-                let from = (offsets[info.index] + offset) as usize;
-                out.copy_from_slice(&bytes[from..from + out.len()]);
-                Ok(())
+            Source::Files { files, contents } => {
+                contents[info.index].read(files, &info.name, offset, out)
             }
             Source::Synthetic(weights) => {
                 weights.fill(info.index, offset, out);
@@ -306,10 +290,10 @@ impl Checkpoint {
     /// Bytes `[offset, offset + bytes)` of a tensor's data will be read soon: a file's pages are asked
     /// for meanwhile. Changes nothing but the time.
     pub fn will_read(&self, info: &TensorInfo, offset: u64, bytes: u64) {
-        if let Source::File { file, offsets, .. } = &self.source
-            && let Some(start) = offsets.get(info.index)
+        if let Source::Files { files, contents } = &self.source
+            && let Some(Content::Whole(span)) = contents.get(info.index)
         {
-            map::will_read(file, start.saturating_add(offset), bytes);
+            files[span.file].will_read(span.offset.saturating_add(offset), bytes);
         }
     }
 
@@ -331,19 +315,16 @@ impl Checkpoint {
         Ok(out)
     }
 
-    /// Checks that the file is still the one whose header was read: same length, same time of
+    /// Checks that each file is still the one whose header was read: same length, same time of
     /// change. To be asked after the last weight was read.
     ///
     /// # Errors
     /// [`Error::Io`] when it changed or cannot be asked.
     pub fn verify_unchanged(&self) -> Result<()> {
-        let Source::File { file, stamp, .. } = &self.source else { return Ok(()) };
-        let asking = |e| Error::io(&self.path, "check that the file did not change", e);
-        let now = file.metadata().map_err(asking)?;
-        if (now.len(), now.modified().ok()) != *stamp {
-            return Err(asking(io::Error::other("it was rewritten while it was being read")));
+        match &self.source {
+            Source::Files { files, .. } => files.iter().try_for_each(DataFile::verify_unchanged),
+            Source::Synthetic(_) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -382,87 +363,18 @@ metadata_getters! {
     required_strings -> &StringArray,
 }
 
-/// Opens a regular file, without ever opening what could block; gives its length and time of
-/// change.
-fn open_regular(path: &Path) -> Result<(File, (u64, Option<SystemTime>))> {
-    let opening = |e| Error::io(path, "open", e);
-    let kind = std::fs::metadata(path).map_err(opening)?;
-    if kind.is_dir() {
-        return Err(Error::Unsupported {
-            path: path.to_owned(),
-            at: "folder".to_owned(),
-            what: "reading safetensors folders".to_owned(),
-            instead: "give a GGUF file".to_owned(),
-        });
+/// The bytes of a small file beside a model, refused when it has more than `cap`.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Defect::BadCount`] when it is too large.
+pub(crate) fn read_small_file(path: &Path, cap: u64) -> Result<Vec<u8>> {
+    let file = DataFile::open(path)?;
+    if file.bytes() > cap {
+        let why = format!("has {} bytes, at most {cap} are read", file.bytes());
+        return Err(Error::invalid(path, "file", None, Defect::BadCount, why));
     }
-    let irregular = || opening(io::Error::other("it is not a regular file"));
-    if !kind.is_file() {
-        return Err(irregular());
-    }
-    let file = File::open(path).map_err(opening)?;
-    let now = file.metadata().map_err(opening)?;
-    if !now.is_file() {
-        return Err(irregular());
-    }
-    Ok((file, (now.len(), now.modified().ok())))
-}
-
-fn split(path: &Path, at: impl Into<String>, what: impl Into<String>) -> Error {
-    Error::Unsupported {
-        path: path.to_owned(),
-        at: at.into(),
-        what: what.into(),
-        instead: "merge the parts into one file first (gguf-split --merge)".to_owned(),
-    }
-}
-
-/// Refuses `NAME-00001-of-00003.gguf`, saying which parts are missing beside it.
-fn refuse_split_name(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some((stem, part, parts)) = split_name(&name) else { return Ok(()) };
-    let missing = (1..=parts)
-        .find(|i| !path.with_file_name(format!("{stem}-{i:05}-of-{parts:05}.gguf")).exists())
-        .map(|i| format!("; part {i} of {parts} is missing beside it"))
-        .unwrap_or_default();
-    Err(split(path, "file name", format!("part {part} of {parts} of a split model{missing}")))
-}
-
-/// Stem, part and number of parts of a split file's name; `None` for a model in one file.
-fn split_name(name: &str) -> Option<(&str, u32, u32)> {
-    let five = |digits: &str| {
-        (digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()))
-            .then(|| digits.parse().ok())
-            .flatten()
-    };
-    let (rest, parts) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (stem, part) = rest.rsplit_once('-')?;
-    let (part, parts): (u32, u32) = (five(part)?, five(parts)?);
-    (parts > 1).then_some((stem, part, parts))
-}
-
-fn read_exact_at(
-    path: &Path,
-    file: &File,
-    at: &str,
-    mut offset: u64,
-    mut out: &mut [u8],
-) -> Result<()> {
-    while !out.is_empty() {
-        match file.read_at(out, offset) {
-            Ok(0) => {
-                let why = "the file became shorter after it was opened; fetch it again";
-                return Err(Error::invalid(path, at, Some(offset), Defect::Truncated, why));
-            }
-            Ok(n) => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => {
-                let action = format!("read {} bytes at {offset} of {at}", out.len());
-                return Err(Error::io(path, action, e));
-            }
-        }
-    }
-    Ok(())
+    // At most `cap`, which fits memory.
+    let mut bytes = vec![0; file.bytes() as usize];
+    file.read_exact_at("file", 0, &mut bytes)?;
+    Ok(bytes)
 }

@@ -1,14 +1,16 @@
-//! Text to token ids and back, from the vocabulary that a GGUF file carries.
+//! Text to token ids and back, from the vocabulary that a GGUF file or a folder carries.
 //!
 //! Two models are served: byte-level byte-pair encoding (`gpt2`) and SentencePiece byte-pair
-//! encoding (`llama`). A run of synthetic ids never needs a tokenizer.
+//! encoding (`llama`); of a folder, `tokenizer.json` of these kinds. A run of synthetic ids never
+//! needs a tokenizer.
 //!
 //! Special tokens that are written in a prompt (`<|im_start|>`) become their ids: a prompt is
 //! trusted to structure itself. Time is linear in the prompt (times the logarithm of its longest
-//! word), whatever it contains; a chat template is carried along and never evaluated.
+//! word), whatever it contains. A chat template is run only when a conversation is to be encoded.
 //!
 //! Source of keys, defaults and pre-tokenizer names: the GGUF specification and llama.cpp.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Defect, Error, Result};
 
 mod byte_level;
+mod chat;
+mod json;
+mod load;
 mod pretokenize;
 mod source;
 mod special;
@@ -23,6 +28,7 @@ mod spm;
 mod stream;
 mod vocabulary;
 
+pub use chat::{ChatContext, Message, render_chat};
 pub use source::VocabSource;
 pub use stream::StreamDecoder;
 
@@ -31,19 +37,23 @@ use special::{Part, SpecialTokens};
 use spm::SentencePiece;
 use vocabulary::{Defaults, Kind, Vocabulary, byte_value};
 
-/// Longest chat template that is kept, in bytes; published ones have less than a tenth of it.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+/// Special tokens that leave the white space after them where the others take it along.
+const PLAIN_SPECIALS: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 enum Model {
     ByteLevel(Box<ByteLevel>),
     SentencePiece(SentencePiece),
+    Json(Box<tokenizers::Tokenizer>),
 }
 
 /// Text to token ids and back.
 pub struct Tokenizer {
     path: PathBuf,
     model: Model,
+    /// None for [`Model::Json`], which finds them itself.
     specials: SpecialTokens,
+    /// Special tokens that take the white space after them along.
+    swallowing: HashSet<u32>,
     /// `[tokens]` bytes that a token stands for.
     bytes: Vec<Box<[u8]>>,
     bos: Option<u32>,
@@ -52,6 +62,8 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     add_bos: bool,
     chat_template: Option<String>,
+    /// Where the template stands in the file, or beside it.
+    template_at: &'static str,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -69,11 +81,12 @@ impl Tokenizer {
     /// Builds the tokenizer of the file at `path` (which is named in errors and not read).
     ///
     /// Of a token text that occurs twice, the first id is the one that text becomes. Merges that
-    /// are malformed or name absent tokens, token types outside 1 to 6, an unknown pre-tokenizer
-    /// and an oversized chat template are warned about and passed over.
+    /// are malformed or name absent tokens, token types outside 1 to 6, and a missing pre-tokenizer
+    /// are warned about and passed over.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a model other than `gpt2` and `llama`; [`Error::InvalidModel`]
+    /// [`Error::Unsupported`] for a model other than `gpt2` and `llama`, and for a pre-tokenizer
+    /// that is not known; [`Error::InvalidModel`]
     /// with [`Defect::BadVocab`] for lists that cannot be used, and with [`Defect::BadValue`] for
     /// an id, or the default that stands in for an absent one, outside the vocabulary.
     pub fn new(mut source: VocabSource, path: &Path) -> Result<Self> {
@@ -98,7 +111,7 @@ impl Tokenizer {
                 let at = "tokenizer.ggml.merges";
                 return Err(Error::invalid(path, at, None, Defect::BadVocab, why));
             }
-            let family = pretokenize::family(source.pre.as_deref())?;
+            let family = pretokenize::family(source.pre.as_deref(), path)?;
             let model = ByteLevel::new(&vocabulary, &source.merges, family)?;
             (Model::ByteLevel(Box::new(model)), family.add_bos)
         } else {
@@ -106,18 +119,9 @@ impl Tokenizer {
             let model = SentencePiece::new(&vocabulary, source.scores.take(), space, path)?;
             (Model::SentencePiece(model), true)
         };
-        let chat_template = source.chat_template.filter(|template| {
-            let fits = template.len() <= MAX_TEMPLATE_BYTES;
-            if !fits {
-                log::warn!(
-                    "{}: tokenizer.chat_template has {} bytes, at most {MAX_TEMPLATE_BYTES} are \
-                     kept; it is ignored",
-                    path.display(),
-                    template.len()
-                );
-            }
-            fits
-        });
+        let swallow = |text: &str| source.specials_swallow_space && !PLAIN_SPECIALS.contains(&text);
+        let swallowing =
+            vocabulary.specials().filter(|(text, _)| swallow(text)).map(|(_, id)| id).collect();
         Ok(Self {
             path: path.to_owned(),
             specials: SpecialTokens::new(vocabulary.specials()),
@@ -127,7 +131,9 @@ impl Tokenizer {
             eos: vocabulary.eos,
             ends: vocabulary.ends,
             add_bos: source.add_bos.unwrap_or(add_bos),
-            chat_template,
+            chat_template: source.chat_template,
+            template_at: "tokenizer.chat_template",
+            swallowing,
         })
     }
 
@@ -156,14 +162,32 @@ impl Tokenizer {
         if let Some(bos) = self.bos.filter(|_| add_special && self.add_bos) {
             ids.push(bos);
         }
+        if let Model::Json(model) = &self.model {
+            let encoded = model.encode_fast(text, false).map_err(|e| {
+                let why = format!("the text cannot be encoded: {e}");
+                Error::invalid(&self.path, "model", None, Defect::BadValue, why)
+            })?;
+            ids.extend(encoded.get_ids());
+            return Ok(ids);
+        }
+        let mut swallow = false;
         for part in self.specials.split(text) {
             let encoded = match (part, &self.model) {
                 (Part::Token(id), _) => {
                     ids.push(id);
+                    swallow = self.swallowing.contains(&id);
                     Ok(())
                 }
-                (Part::Text(text), Model::ByteLevel(model)) => model.encode(text, &mut ids)?,
-                (Part::Text(text), Model::SentencePiece(model)) => model.encode(text, &mut ids),
+                (Part::Text(text), model) => {
+                    let text = if swallow { text.trim_start() } else { text };
+                    match model {
+                        _ if text.is_empty() => Ok(()),
+                        Model::ByteLevel(model) => model.encode(text, &mut ids)?,
+                        Model::SentencePiece(model) => model.encode(text, &mut ids),
+                        // Encoded above, as a whole.
+                        Model::Json(_) => Ok(()),
+                    }
+                }
             };
             encoded.map_err(|byte| {
                 let why = format!(
@@ -171,6 +195,33 @@ impl Tokenizer {
                 );
                 Error::invalid(&self.path, vocabulary::TOKENS, None, Defect::BadValue, why)
             })?;
+        }
+        Ok(ids)
+    }
+
+    /// Ids of a conversation: the model's own template renders it, and what it writes is encoded
+    /// with special tokens where it spells them. BOS comes first if the model was trained so, once,
+    /// also where the template writes it. `now` is seconds since 1970, for a template that asks.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model without a template; those of [`render_chat`] and
+    /// [`encode`](Self::encode).
+    pub fn encode_chat(&self, messages: &[Message], now: u64) -> Result<Vec<u32>> {
+        let Some(template) = &self.chat_template else {
+            return Err(Error::Unsupported {
+                path: self.path.clone(),
+                at: self.template_at.to_owned(),
+                what: "a conversation with a model that has no chat template".to_owned(),
+                instead: "write the turns into -p yourself".to_owned(),
+            });
+        };
+        let spell = |id: Option<u32>| id.map(|id| self.decode(&[id])).unwrap_or_default();
+        let (bos, eos) = (spell(self.bos), spell(self.eos));
+        let context = ChatContext { bos: &bos, eos: &eos, add_generation_prompt: true, now };
+        let text = render_chat(template, messages, context, &self.path, self.template_at)?;
+        let mut ids = self.encode(&text, false)?;
+        if let Some(bos) = self.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
         }
         Ok(ids)
     }
@@ -227,8 +278,8 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// The Jinja template of a chat, as the file has it. It is untrusted code: nothing here
-    /// evaluates it.
+    /// The Jinja template of a chat, as the file has it: untrusted, and run only by
+    /// [`encode_chat`](Self::encode_chat).
     #[must_use]
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
@@ -244,8 +295,12 @@ fn spelled_out(vocabulary: &Vocabulary, model: &Model) -> Vec<Box<[u8]>> {
             (Kind::Control | Kind::Unknown, _) => None,
             (Kind::UserDefined, Model::ByteLevel(_)) => None,
             (_, Model::ByteLevel(_)) => alphabet.bytes(text),
-            (Kind::Byte, Model::SentencePiece(_)) => byte_value(text).map(|byte| vec![byte]),
-            (_, Model::SentencePiece(_)) => Some(text.replace(spm::SPACE, " ").into_bytes()),
+            (Kind::Byte, Model::SentencePiece(_) | Model::Json(_)) => {
+                byte_value(text).map(|byte| vec![byte])
+            }
+            (_, Model::SentencePiece(_) | Model::Json(_)) => {
+                Some(text.replace(spm::SPACE, " ").into_bytes())
+            }
         };
         bytes.unwrap_or_else(|| text.as_bytes().to_vec()).into_boxed_slice()
     };

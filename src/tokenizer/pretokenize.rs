@@ -12,6 +12,7 @@
 //!
 //! Source of the patterns: the models' own `tokenizer.json`, and llama.cpp's table of names.
 
+use std::path::Path;
 use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
@@ -116,7 +117,7 @@ macro_rules! symbols_slash {
     };
 }
 
-/// The name under which a file without `tokenizer.ggml.pre`, or with an unknown one, is split.
+/// The name under which a file without `tokenizer.ggml.pre` is split.
 const DEFAULT: &str = "default";
 
 static FAMILIES: &[Family] = &[
@@ -140,6 +141,18 @@ static FAMILIES: &[Family] = &[
         )],
         ignore_merges: true,
         add_bos: true,
+    },
+    Family {
+        // The same pieces, without what the models of the first row take for granted.
+        names: &["dbrx", "smaug-bpe"],
+        stages: &[stage!(
+            GiveBackAfterNewlines,
+            contraction!(),
+            r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+            symbols!()
+        )],
+        ignore_merges: false,
+        add_bos: false,
     },
     Family {
         names: &["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"],
@@ -269,25 +282,29 @@ static FAMILIES: &[Family] = &[
     },
 ];
 
-/// The row for a value of `tokenizer.ggml.pre`; an absent or unknown one is warned about and
-/// split as `default`, because a demonstration with slightly different pieces beats none.
-pub(super) fn family(pre: Option<&str>) -> Result<&'static Family> {
-    let find = |name: &str| FAMILIES.iter().find(|family| family.names.contains(&name));
-    if let Some(found) = pre.and_then(find) {
-        return Ok(found);
+/// The row for a value of `tokenizer.ggml.pre`; an absent one is warned about and split as
+/// `default`, which is what files without the key were made for.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a name that no row has: other pieces would be other ids.
+pub(super) fn family(pre: Option<&str>, path: &Path) -> Result<&'static Family> {
+    let key = "tokenizer.ggml.pre";
+    if pre.is_none() {
+        log::warn!(
+            "{key} is missing; text is split as for \"default\" and may give other ids than the \
+             model was trained on"
+        );
     }
-    match pre {
-        Some(name) => log::warn!(
-            "tokenizer.ggml.pre: unknown pre-tokenizer {:?}; \
-             text is split as for \"default\" and may give other ids than the model was trained on",
-            name.chars().take(64).collect::<String>()
-        ),
-        None => log::warn!(
-            "tokenizer.ggml.pre is missing; text is split as for \"default\" and may give other \
-             ids than the model was trained on"
-        ),
-    }
-    find(DEFAULT).ok_or_else(|| Error::Internal("no default pre-tokenizer".to_owned()))
+    let name = pre.unwrap_or(DEFAULT);
+    FAMILIES.iter().find(|family| family.names.contains(&name)).ok_or_else(|| {
+        let shown: String = name.chars().take(64).collect();
+        Error::Unsupported {
+            path: path.to_owned(),
+            at: key.to_owned(),
+            what: format!("pre-tokenizer {shown:?}"),
+            instead: "token ids can be given instead of text: --prompt-ids 1,2,3".to_owned(),
+        }
+    })
 }
 
 /// A family with its patterns compiled.

@@ -36,6 +36,8 @@ pub struct VocabSource {
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
+    /// Whether special tokens take the white space after them along; no key says so.
+    pub specials_swallow_space: bool,
 }
 
 impl VocabSource {
@@ -61,7 +63,10 @@ impl VocabSource {
         };
         let text = |key: &str| Ok(checkpoint.str_key(key)?.map(str::to_owned));
         let Some(model) = text("tokenizer.ggml.model")? else { return Ok(None) };
+        // Phi-3's published tokens swallow the white space after them, which GGUF has no key for.
+        let phi3 = checkpoint.str_key("general.architecture")? == Some("phi3");
         Ok(Some(Self {
+            specials_swallow_space: phi3 && model == "llama",
             model,
             pre: text("tokenizer.ggml.pre")?,
             tokens: texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?,

@@ -230,6 +230,33 @@ mod tests {
         assert_eq!(t.decode(&[13, 11]), " abc a");
     }
 
+    /// Gemma: no space before the text; runs of spaces and line breaks are tokens that are never
+    /// split, whatever the scores say.
+    #[test]
+    fn user_defined_pieces_are_taken_whole_and_gemma_puts_no_space_before_text() {
+        let mut gemma = source();
+        for text in ["  ", "\n\n", "\u{2581}b"] {
+            gemma.tokens.push(text.to_owned());
+            gemma.scores.as_mut().unwrap().push(-1000.0);
+            gemma.token_types.as_mut().unwrap().push(4);
+        }
+        let t = tokenizer(VocabSource { add_space_prefix: Some(false), ..gemma });
+        assert_eq!(t.encode("a  b\n\nab", true).unwrap(), [1, 6, 14, 7, 15, 9]);
+        assert_eq!(t.decode(&[6, 14, 7, 15, 9]), "a  b\n\nab");
+    }
+
+    /// Phi-3: white space after a special token is not the text's.
+    #[test]
+    fn special_tokens_may_swallow_the_white_space_after_them() {
+        let t = tokenizer(VocabSource { specials_swallow_space: true, ..source() });
+        assert_eq!(t.encode("abc</s>\n abc", false).unwrap(), [13, 2, 13]);
+        assert_eq!(t.encode("abc</s>\n", false).unwrap(), [13, 2]);
+        // The token that begins a text leaves it alone.
+        assert_eq!(t.encode("<s> a", false).unwrap(), [1, 5, 11]);
+        let plain = tokenizer(source());
+        assert_eq!(plain.encode("abc</s> a", false).unwrap(), [13, 2, 5, 11]);
+    }
+
     #[test]
     fn a_character_outside_the_vocabulary_falls_back_to_its_bytes_then_to_unknown() {
         let t = tokenizer(VocabSource { add_space_prefix: Some(false), ..source() });

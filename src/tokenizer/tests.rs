@@ -202,11 +202,13 @@ fn a_byte_without_a_token_is_an_error_that_names_it() {
 }
 
 #[test]
-fn an_oversized_chat_template_is_dropped_and_a_kept_one_is_not_evaluated() {
-    let kept = "{{ cycler.__init__.__globals__ }}{% for %}";
-    let with = |text: String| build(VocabSource { chat_template: Some(text), ..source() }).unwrap();
-    assert_eq!(with(kept.to_owned()).chat_template(), Some(kept));
-    assert_eq!(with("x".repeat(100_000_000)).chat_template(), None);
+fn an_oversized_chat_template_is_kept_and_not_run() {
+    let template = "x".repeat((1 << 20) + 1);
+    let source = VocabSource { chat_template: Some(template.clone()), ..source() };
+    let t = build(source).unwrap();
+    assert_eq!(t.chat_template(), Some(template.as_str()));
+    let error = t.encode_chat(&[], 0).unwrap_err();
+    assert!(matches!(error, Error::InvalidModel { defect: Defect::BadTemplate, .. }), "{error}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Vocabulary {
         };
         let mut ends: Vec<u32> = eos.into_iter().chain(eot).collect();
         for (id, text) in (0u32..).zip(&tokens) {
-            if END_TEXTS.contains(&text.as_str()) {
+            if ends_text(text) {
                 ends.push(id);
                 // Some files mark an end of turn as ordinary text; it never is.
                 if kinds[id as usize] == Kind::Normal {
@@ -232,6 +232,11 @@ fn untyped(tokens: &[String], control: &[Option<u32>], unknown: Option<u32>) -> 
         }
     };
     (0u32..).zip(tokens).map(kind).collect()
+}
+
+/// Whether a token of this text ends a turn or a document.
+pub(super) fn ends_text(text: &str) -> bool {
+    END_TEXTS.contains(&text)
 }
 
 /// The byte that a token spelled `<0x41>` stands for: two hexadecimal digits exactly.

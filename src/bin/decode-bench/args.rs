@@ -221,9 +221,12 @@ pub(crate) struct GenerateArgs {
     /// Positions of the cache [default: what the prompt and -n need]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) capacity: Option<u32>,
-    /// Wrap the prompt as a user's turn, where the model's chat template is ChatML
+    /// Make the prompt a user's turn, by the model's own chat template
     #[arg(long, requires = "prompt")]
     pub(crate) chat: bool,
+    /// What the system's turn before it says
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Temperature, drawing the token on the device; 0 takes the most probable one
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub(crate) temp: f32,

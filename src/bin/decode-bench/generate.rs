@@ -5,15 +5,16 @@ use crate::environment::Environment;
 use crate::output::print;
 use crate::stop::StopStrings;
 use crate::top::top;
-use crate::{Outcome, interrupt, load, text};
+use crate::{Outcome, interrupt, load};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::ops::Sampling;
 use decode_graph::session::{DecodeSession, Finish};
-use decode_graph::tokenizer::{StreamDecoder, Tokenizer};
+use decode_graph::tokenizer::{Message, StreamDecoder, Tokenizer};
 use decode_graph::verify::logsumexp;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome> {
     let sampling = sampling(args)?;
@@ -68,12 +69,15 @@ fn sampling(args: &GenerateArgs) -> Result<Option<Sampling>> {
 /// Ids of the prompt, and the tokenizer: ids can do without one.
 fn prompt(args: &GenerateArgs, checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Vec<u32>)> {
     let (tokenizer, ids) = match (&args.prompt_ids, &args.prompt) {
-        (Some(ids), _) => (text::tokenizer(checkpoint).ok(), ids.clone()),
+        (Some(ids), _) => (Tokenizer::of(checkpoint).ok(), ids.clone()),
         (None, prompt) => {
             let prompt = prompt.as_deref().unwrap_or_default();
-            let tokenizer = text::tokenizer(checkpoint)?;
+            let tokenizer = Tokenizer::of(checkpoint)?;
             let ids = if args.chat {
-                tokenizer.encode(&text::chat(&tokenizer, checkpoint, prompt)?, true)?
+                let system = args.system.iter().map(|text| Message::new("system", text));
+                let turns: Vec<_> = system.chain([Message::new("user", prompt)]).collect();
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                tokenizer.encode_chat(&turns, now)?
             } else {
                 tokenizer.encode(prompt, true)?
             };

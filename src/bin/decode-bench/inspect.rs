@@ -5,7 +5,7 @@ use crate::args::InspectArgs;
 use crate::load;
 use crate::output::{one_line, print};
 use decode_graph::arch::{self, PlanOptions};
-use decode_graph::checkpoint::{Checkpoint, Metadata, Value};
+use decode_graph::checkpoint::{Checkpoint, Inspection, Metadata, Value};
 use decode_graph::error::{Error, Result};
 use decode_graph::ops::KvType;
 use decode_graph::plan::fuse::fuse;
@@ -14,42 +14,28 @@ use std::fmt::Write;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
     let mut out = String::new();
-    // A file is listed also where it cannot be run; only then is it asked why.
-    let opened = match &args.model.model {
+    // Files are listed also where they cannot be run; only then is it asked why.
+    let (found, opened) = match &args.model.model {
         Some(path) => {
             let found = Checkpoint::inspect_only(path)?;
-            let _ = writeln!(
-                out,
-                "file         {} ({} bytes, GGUF {})",
-                path.display(),
-                found.file_bytes,
-                found.version
-            );
-            keys(&mut out, &found.metadata);
-            let tensors = found.tensors.iter();
-            list(
-                &mut out,
-                args.verbose,
-                tensors
-                    .map(|t| (t.name.as_str(), t.type_name.as_str(), t.shape.as_slice(), t.bytes)),
-            );
-            Checkpoint::open(path)
+            let (files, bytes) = (found.files, found.file_bytes);
+            let many = if files == 1 { String::new() } else { format!(" in {files} files") };
+            let container = &found.container;
+            let _ =
+                writeln!(out, "file         {} ({container}{many}, {bytes} bytes)", path.display());
+            (found, Checkpoint::open(path))
         }
         None => {
             let model = load::required(&args.model)?;
             let _ = writeln!(out, "synthetic    {}", model.path().display());
-            keys(&mut out, model.metadata());
-            let tensors = model.tensors().iter();
-            list(
-                &mut out,
-                args.verbose,
-                tensors
-                    .map(|t| (t.name.as_str(), t.format.name(), t.shape.as_slice(), Some(t.bytes))),
-            );
-            Ok(model)
+            (model.inspect(), Ok(model))
         }
     };
-    match opened.and_then(|model| traffic(&model)) {
+    let architecture = found.architecture().unwrap_or("not said");
+    let _ = writeln!(out, "architecture {}", one_line(architecture));
+    keys(&mut out, &found.metadata);
+    list(&mut out, args.verbose, &found);
+    match opened.and_then(|model| plan(&model)) {
         Ok(lines) => out.push_str(&lines),
         // The answer to what was asked, not a failure to give it.
         Err(error @ (Error::Unsupported { .. } | Error::InvalidModel { .. })) => {
@@ -88,30 +74,34 @@ fn keys(out: &mut String, metadata: &Metadata) {
     }
 }
 
-/// A tensor: name, type, shape, bytes.
-type Listed<'a> = (&'a str, &'a str, &'a [u64], Option<u64>);
-
-/// Tensors by type; with `verbose` each of them.
-fn list<'a>(out: &mut String, verbose: bool, tensors: impl Iterator<Item = Listed<'a>>) {
+/// Tensors by type, and what a token reads of them; with `verbose` each of them.
+fn list(out: &mut String, verbose: bool, found: &Inspection) {
     let mut by_type: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
-    for (name, kind, shape, bytes) in tensors {
-        let sum = by_type.entry(kind).or_default();
-        *sum = (sum.0 + 1, sum.1.saturating_add(bytes.unwrap_or(0)));
+    for t in &found.tensors {
+        let sum = by_type.entry(&t.type_name).or_default();
+        *sum = (sum.0 + 1, sum.1.saturating_add(t.bytes.unwrap_or(0)));
         if verbose {
-            let _ = writeln!(out, "tensor       {name} {kind} {shape:?}");
+            let _ =
+                writeln!(out, "tensor       {} {} {:?}", one_line(&t.name), t.type_name, t.shape);
         }
     }
+    let read = found.read_per_token();
     for (kind, (count, bytes)) in by_type {
-        let _ = writeln!(out, "tensors      {kind}: {count}, {bytes} bytes");
+        let a_token = read.get(kind).copied().unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "tensors      {kind}: {count}, {bytes} bytes, of them {a_token} read a token"
+        );
     }
+    let sum = read.values().fold(0u64, |sum, n| sum.saturating_add(*n));
+    let _ = writeln!(out, "read a token {sum} bytes of weights");
 }
 
-/// What a token costs, for a model that is served.
-fn traffic(model: &Checkpoint) -> Result<String> {
+/// What a model that is served does for a token.
+fn plan(model: &Checkpoint) -> Result<String> {
     let plan = fuse(&arch::record(model, PlanOptions { capacity: 4096, kv: KvType::F16 })?);
     let (start, deep) = (plan.traffic(0), plan.traffic(4095));
     let mut out = String::from("supported    yes\n");
-    let _ = writeln!(out, "read a token {} bytes of weights", start.weights);
     let _ = writeln!(
         out,
         "cache        {} bytes moved at position 0, {} at 4095 (f16)",

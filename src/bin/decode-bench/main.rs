@@ -30,7 +30,6 @@ mod run;
 mod shell;
 mod stop;
 mod synth;
-mod text;
 mod top;
 mod verify;
 

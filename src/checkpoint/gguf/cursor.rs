@@ -1,7 +1,7 @@
 //! A bounded, forward-only reader over a file's header: the one place that turns bytes of an
 //! untrusted file into numbers.
 
-use super::super::read_exact_at;
+use super::super::source::read_exact_at;
 use crate::error::{Defect, Error, Result};
 use std::fmt::Arguments;
 use std::fs::File;

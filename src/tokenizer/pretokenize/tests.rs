@@ -2,7 +2,7 @@ use super::*;
 
 fn pieces<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {
     assert!(FAMILIES.iter().any(|f| f.names.contains(&pre)), "{pre} is not in the table");
-    Splitter::new(family(Some(pre)).unwrap()).unwrap().split(text)
+    Splitter::new(named(Some(pre)).unwrap()).unwrap().split(text)
 }
 
 /// Checks `text`, given as its pieces with a bar between each.
@@ -10,6 +10,10 @@ fn pieces<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {
 fn check(pre: &str, barred: &str) {
     let text = barred.replace('|', "");
     assert_eq!(pieces(pre, &text).join("|"), barred, "{pre}");
+}
+
+fn named(pre: Option<&str>) -> Result<&'static Family> {
+    family(pre, Path::new("x.gguf"))
 }
 
 #[test]
@@ -20,7 +24,7 @@ fn llama_bpe_takes_up_to_three_digits_and_contractions_in_any_case() {
         check(pre, "x|  \n \n|  | y");
         check(pre, "n| cafe|\u{301}s");
     }
-    let row = family(Some("llama-bpe")).unwrap();
+    let row = named(Some("llama-bpe")).unwrap();
     assert!(row.ignore_merges && row.add_bos);
 }
 
@@ -28,7 +32,7 @@ fn llama_bpe_takes_up_to_three_digits_and_contractions_in_any_case() {
 fn qwen2_takes_single_digits() {
     check("qwen2", "I|'LL| |1|2|3| apples|!!\n|   | z");
     check("qwen2", "@user| _|name|\u{3000}| 中文|，好");
-    assert!(!family(Some("qwen2")).unwrap().ignore_merges);
+    assert!(!named(Some("qwen2")).unwrap().ignore_merges);
 }
 
 #[test]
@@ -63,7 +67,7 @@ fn default_takes_punctuation_first_and_triples_of_digits_last() {
 #[test]
 fn tekken_splits_at_case_and_takes_single_digits() {
     check("tekken", "Camel|Case|HTTPServer| |4|2| can|'t| a|://|b|\n|  | X");
-    let row = family(Some("tekken")).unwrap();
+    let row = named(Some("tekken")).unwrap();
     assert!(row.ignore_merges && row.add_bos);
 }
 
@@ -106,9 +110,45 @@ fn no_name_is_in_two_rows() {
 }
 
 #[test]
-fn an_unknown_or_absent_name_is_split_as_default() {
-    for pre in [None, Some("no-such-splitter")] {
-        assert_eq!(family(pre).unwrap().names, [DEFAULT]);
+fn an_absent_name_is_split_as_default_and_an_unknown_one_refused() {
+    assert_eq!(named(None).unwrap().names, [DEFAULT]);
+    let refusal = named(Some("no-such-splitter")).unwrap_err();
+    assert_eq!(refusal.exit_code(), 4);
+    assert!(refusal.to_string().contains("no-such-splitter"), "{refusal}");
+}
+
+/// Every name that llama.cpp has for the architectures that are served or being added.
+#[test]
+fn every_published_name_of_the_families_has_a_row() {
+    for name in [
+        "default",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "smollm",
+        "tekken",
+        "pixtral",
+        "falcon3",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "qwen35",
+        "gpt-2",
+        "phi-2",
+        "gpt-4o",
+        "llama4",
+        "dbrx",
+        "smaug-bpe",
+        "starcoder",
+        "refact",
+        "command-r",
+        "exaone",
+        "olmo",
+        "mpt",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
+    ] {
+        assert!(named(Some(name)).is_ok(), "{name}");
     }
 }
 
@@ -125,7 +165,7 @@ fn handing_back_equals_the_published_look_ahead() {
     let letters = ['a', ' ', '\n', '\t', '1', '.', '\u{a0}'];
     for (pre, pattern) in published {
         let regex = SysRegex::new(pattern).unwrap();
-        let splitter = Splitter::new(family(Some(pre)).unwrap()).unwrap();
+        let splitter = Splitter::new(named(Some(pre)).unwrap()).unwrap();
         for mut code in 0..letters.len().pow(6) {
             let text: String = (0..6)
                 .map(|_| {
