@@ -22,10 +22,11 @@ elementwise        elementwise.cu -                                0
 attention_f16      attention.cu   -DKV_F16=1                       32
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
-$(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k; do
+$(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
     echo "gemv_$f gemv.cu -DFORMAT=$f $([[ $f == q4_k ]] && echo 84 || echo 0)"
 done)
-$(for pair in q4_k:q6_k q5_k:q6_k q5_0:q8_0; do
+$(for pair in q2_k:q3_k q2_k:q4_k q3_k:q4_k q3_k:q5_k q4_k:q6_k q5_k:q6_k q5_0:q8_0 \
+    iq4_nl:q5_k iq4_xs:q5_k; do
     a=${pair%:*} b=${pair#*:}
     echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b 60"
 done)
