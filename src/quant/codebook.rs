@@ -14,7 +14,7 @@ use super::planes::{
 };
 use super::random::{Bits, SPREAD_SQUARE, fill, put_half, signed_spread, spread};
 use super::tile::ROWS;
-use super::{DotKind, Facts, Format};
+use super::{Facts, Format};
 
 /// What a code stands for; whole numbers, so that the device multiplies them as signed bytes.
 type Table = [i8; 16];
@@ -76,15 +76,7 @@ impl<const SCALE: usize> Coded<SCALE> {
 
 impl<const SCALE: usize> Format for Coded<SCALE> {
     fn facts(&self) -> Facts {
-        Facts {
-            name: self.name,
-            suffix: self.suffix,
-            ggml_id: self.ggml_id,
-            block_elements: STEP,
-            block_bytes: Self::BYTES,
-            dot_kind: DotKind::Integer,
-            unit_columns: UNIT_COLUMNS,
-        }
+        Facts::of_blocks(self.name, self.suffix, self.ggml_id, STEP, Self::BYTES)
     }
 
     #[inline(always)]
@@ -149,7 +141,7 @@ impl Iq4Xs {
 
 impl Format for Iq4Xs {
     fn facts(&self) -> Facts {
-        Facts::of_256("IQ4_XS", "iq4_xs", 23, Self::BYTES)
+        Facts::of_blocks("IQ4_XS", "iq4_xs", 23, UNIT_COLUMNS, Self::BYTES)
     }
 
     #[inline(always)]

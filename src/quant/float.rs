@@ -1,9 +1,9 @@
 //! Unquantised weights: `F32`, `F16`, `BF16`, one value a block.
 
-use super::random::{Bits, normal};
+use super::random::{Bits, normals};
 use super::tile::ROWS;
 use super::{DotKind, Facts, Format};
-use half::{bf16, f16};
+use half::f16;
 
 /// 32-bit IEEE float.
 pub(super) struct F32;
@@ -63,9 +63,7 @@ impl Format for F32 {
     }
 
     fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
-        for block in blocks.chunks_exact_mut(4) {
-            block.copy_from_slice(&normal(sigma, bits).to_le_bytes());
-        }
+        normals(sigma, bits, blocks, f32::to_le_bytes);
     }
 }
 
@@ -104,14 +102,36 @@ impl<const BRAIN: bool> Format for SixteenBit<BRAIN> {
     }
 
     fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
-        for block in blocks.chunks_exact_mut(2) {
-            let value = normal(sigma, bits);
-            let bits = if BRAIN {
-                bf16::from_f32(value).to_bits()
-            } else {
-                f16::from_f32(value).to_bits()
-            };
-            block.copy_from_slice(&bits.to_le_bytes());
+        if BRAIN {
+            normals(sigma, bits, blocks, |v| finite_bf16(v).to_le_bytes());
+        } else {
+            normals(sigma, bits, blocks, |v| f16::from_f32(v).to_le_bytes());
+        }
+    }
+}
+
+/// The bits of the bfloat16 nearest to `v`, which is no NaN; to even between two. Without a choice,
+/// so that a loop over many becomes vectors.
+fn finite_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn a_bfloat16_is_the_nearest_one() {
+        for i in 0..1u32 << 16 {
+            // Every exponent and sign, digits that lie on, about and between two neighbours.
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let v = f32::from_bits(i << 16 | low);
+                if v.is_finite() {
+                    assert_eq!(finite_bf16(v), bf16::from_f32(v).to_bits(), "{v:e}");
+                }
+            }
         }
     }
 }

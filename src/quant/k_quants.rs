@@ -75,7 +75,7 @@ impl<const BITS: usize> WithMinima<BITS> {
 
 impl<const BITS: usize> Format for WithMinima<BITS> {
     fn facts(&self) -> Facts {
-        Facts::of_256(self.name, self.suffix, self.ggml_id, Self::BYTES)
+        Facts::of_blocks(self.name, self.suffix, self.ggml_id, ELEMENTS, Self::BYTES)
     }
 
     #[inline(always)]
@@ -164,7 +164,7 @@ impl SixBit {
 
 impl Format for SixBit {
     fn facts(&self) -> Facts {
-        Facts::of_256("Q6_K", "q6_k", 14, Self::BYTES)
+        Facts::of_blocks("Q6_K", "q6_k", 14, ELEMENTS, Self::BYTES)
     }
 
     #[inline(always)]

@@ -10,12 +10,12 @@
 //! element `i`.
 
 use super::planes::{
-    BIT_STEP, BYTE_STEP, Columns, NIBBLE_STEP, STEP, UNIT_COLUMNS, each_row_pair, half_at, nibbles,
-    place_bits, place_bytes, place_nibbles, place_scales, side_by_side,
+    BIT_STEP, BYTE_STEP, Columns, NIBBLE_STEP, STEP, each_row_pair, half_at, nibbles, place_bits,
+    place_bytes, place_nibbles, place_scales, side_by_side,
 };
 use super::random::{Bits, SPREAD_SQUARE, fill, put_half, signed_spread, spread};
 use super::tile::ROWS;
-use super::{DotKind, Facts, Format};
+use super::{Facts, Format};
 
 /// A format of blocks of 32: `BITS` is 4, 5 or 8; `MIN` says whether it has a minimum.
 pub(super) struct Legacy<const BITS: usize, const MIN: bool> {
@@ -80,15 +80,7 @@ impl<const BITS: usize, const MIN: bool> Legacy<BITS, MIN> {
 
 impl<const BITS: usize, const MIN: bool> Format for Legacy<BITS, MIN> {
     fn facts(&self) -> Facts {
-        Facts {
-            name: self.name,
-            suffix: self.suffix,
-            ggml_id: self.ggml_id,
-            block_elements: STEP,
-            block_bytes: Self::BYTES,
-            dot_kind: DotKind::Integer,
-            unit_columns: UNIT_COLUMNS,
-        }
+        Facts::of_blocks(self.name, self.suffix, self.ggml_id, STEP, Self::BYTES)
     }
 
     #[inline(always)]

@@ -58,7 +58,7 @@ impl Q2K {
 
 impl Format for Q2K {
     fn facts(&self) -> Facts {
-        Facts::of_256("Q2_K", "q2_k", 10, Self::BYTES)
+        Facts::of_blocks("Q2_K", "q2_k", 10, UNIT_COLUMNS, Self::BYTES)
     }
 
     #[inline(always)]
@@ -136,7 +136,7 @@ impl Q3K {
 
 impl Format for Q3K {
     fn facts(&self) -> Facts {
-        Facts::of_256("Q3_K", "q3_k", 11, Self::BYTES)
+        Facts::of_blocks("Q3_K", "q3_k", 11, UNIT_COLUMNS, Self::BYTES)
     }
 
     #[inline(always)]

@@ -84,20 +84,21 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Those of a format of super-blocks of 256, each of which is a row of a unit.
-    const fn of_256(
+    /// Those of a format of blocks, which all are multiplied as integers.
+    const fn of_blocks(
         name: &'static str,
         suffix: &'static str,
         ggml_id: u32,
+        block_elements: usize,
         block_bytes: usize,
     ) -> Self {
-        let (block_elements, unit_columns) = (planes::UNIT_COLUMNS, planes::UNIT_COLUMNS);
-        let dot_kind = DotKind::Integer;
+        let (dot_kind, unit_columns) = (DotKind::Integer, planes::UNIT_COLUMNS);
         Self { name, suffix, ggml_id, block_elements, block_bytes, dot_kind, unit_columns }
     }
 }
 
-/// What a weight format answers. No method has a default.
+/// What a weight format answers: [`facts`](Self::facts) to [`synthesize`](Self::synthesize), none of
+/// which has a default. The rest is read off the facts.
 pub trait Format: Sync {
     /// What is fixed.
     fn facts(&self) -> Facts;
@@ -112,46 +113,44 @@ pub trait Format: Sync {
     /// Writes whole blocks `[n, block_bytes]` of seeded random weights with zero mean and standard
     /// deviation `sigma`. `bits` is an endless source of uniform 32-bit words.
     fn synthesize(&self, sigma: f32, bits: &mut dyn FnMut() -> u32, blocks: &mut [u8]);
-}
 
-impl dyn Format {
     /// Name as GGUF tools print it, for example `Q4_K`.
-    pub fn name(&self) -> &'static str {
+    fn name(&self) -> &'static str {
         self.facts().name
     }
 
     /// Suffix of kernel names, for example `q4_k`.
-    pub fn suffix(&self) -> &'static str {
+    fn suffix(&self) -> &'static str {
         self.facts().suffix
     }
 
     /// Type id in GGUF.
-    pub fn ggml_id(&self) -> u32 {
+    fn ggml_id(&self) -> u32 {
         self.facts().ggml_id
     }
 
     /// Elements per block of the file.
-    pub fn block_elements(&self) -> usize {
+    fn block_elements(&self) -> usize {
         self.facts().block_elements
     }
 
     /// Bytes per block of the file.
-    pub fn block_bytes(&self) -> usize {
+    fn block_bytes(&self) -> usize {
         self.facts().block_bytes
     }
 
     /// How the device multiplies it.
-    pub fn dot_kind(&self) -> DotKind {
+    fn dot_kind(&self) -> DotKind {
         self.facts().dot_kind
     }
 
     /// Columns of a full unit of the device layout ([`tile`]).
-    pub fn unit_columns(&self) -> usize {
+    fn unit_columns(&self) -> usize {
         self.facts().unit_columns
     }
 
     /// Bytes of a unit of `columns` columns: the file's bytes of 16 rows of so many.
-    pub fn unit_bytes(&self, columns: usize) -> usize {
+    fn unit_bytes(&self, columns: usize) -> usize {
         let f = self.facts();
         columns.div_ceil(f.block_elements) * f.block_bytes * tile::ROWS
     }

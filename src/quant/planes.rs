@@ -38,16 +38,6 @@ pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f32::from_bits(low.to_bits() | u32::from(h & 0x8000) << 16)
 }
 
-/// The 4-bit quants of `stored`: low nibbles are the first half of `q`, high ones the second.
-#[inline(always)]
-pub(super) fn nibbles(stored: &[u8], q: &mut [u8]) {
-    let (first, second) = q.split_at_mut(stored.len());
-    for ((first, second), byte) in first.iter_mut().zip(second).zip(stored) {
-        *first = byte & 15;
-        *second = byte >> 4;
-    }
-}
-
 /// Calls `place(g, row g, row g + 8)` for g in 0..8 with the rows' quants as `read` spreads them.
 /// A row that is shorter than the unit keeps zeros at its end.
 pub(super) fn each_row_pair(
@@ -62,6 +52,16 @@ pub(super) fn each_row_pair(
         read(rows[g], &mut low);
         read(rows[g + 8], &mut high);
         place(g, &low, &high);
+    }
+}
+
+/// The 4-bit quants of `stored`: low nibbles are the first half of `q`, high ones the second.
+#[inline(always)]
+pub(super) fn nibbles(stored: &[u8], q: &mut [u8]) {
+    let (first, second) = q.split_at_mut(stored.len());
+    for ((first, second), byte) in first.iter_mut().zip(second).zip(stored) {
+        *first = byte & 15;
+        *second = byte >> 4;
     }
 }
 
