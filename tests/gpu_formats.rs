@@ -76,8 +76,10 @@ fn plan(format: QuantFormat, widths: &[u32]) -> (DecodePlan, Vec<(Buf, Buf)>) {
     (plan.finish(), results)
 }
 
-/// `[ROWS][width]` of a tensor.
-fn decoded(checkpoint: &Checkpoint, name: &str) -> Vec<Vec<f32>> {
+/// `[ROWS][width]`.
+type Rows = Vec<Vec<f32>>;
+
+fn decoded(checkpoint: &Checkpoint, name: &str) -> Rows {
     let tensor = checkpoint.tensor(name).unwrap();
     let (columns, bytes) = (tensor.columns() as usize, checkpoint.read_all(tensor).unwrap());
     let row_bytes = tensor.format.row_bytes(columns).unwrap();
@@ -112,7 +114,7 @@ struct Case {
     plan: DecodePlan,
     results: Vec<(Buf, Buf)>,
     /// `(table, weight)`, decoded.
-    tensors: Vec<(Vec<Vec<f32>>, Vec<Vec<f32>>)>,
+    tensors: Vec<(Rows, Rows)>,
 }
 
 impl Case {
@@ -182,7 +184,8 @@ fn the_cpu_reference_does_too() {
         for (position, token) in (0..).zip(TOKENS) {
             (memory.state.token, memory.state.position) = (token, position);
             reference::interpret(&case.plan, &mut memory).unwrap();
-            case.check(token, |buf| memory.buf(buf).to_vec());
+            let (error, width) = case.check(token, |buf| memory.buf(buf).to_vec());
+            eprintln!("{format} row {token}: NMSE at most {error:e}, at {width} columns");
         }
     }
 }
