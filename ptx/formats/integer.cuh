@@ -150,10 +150,11 @@ __device__ __forceinline__ float2 half_pair(uint32_t w) {
     return __half22float2(*reinterpret_cast<const __half2*>(&w));
 }
 
-// Four 6-bit fields of this lane, of rows g and g + 8, a byte each.
-__device__ __forceinline__ void six_bit_fields(const uint8_t* plane, int lane, uint32_t& low, uint32_t& high) {
-    const uint32_t a = *reinterpret_cast<const uint32_t*>(plane + lane * 4);
-    const uint32_t v = *reinterpret_cast<const uint16_t*>(plane + 128 + lane * 2);
+// Four 6-bit fields of this lane, of rows g and g + 8, a byte each, from the plane at byte AT.
+template <uint32_t AT>
+__device__ __forceinline__ void six_bit_fields(const uint8_t* unit, int lane, uint32_t& low, uint32_t& high) {
+    const uint32_t a = *reinterpret_cast<const uint32_t*>(unit + AT + lane * 4);
+    const uint32_t v = *reinterpret_cast<const uint16_t*>(unit + AT + 128 + lane * 2);
     low = a & 0x3f3f3f3fu;
     high = (__byte_perm(v, v >> 4, 0x5410) & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
 }

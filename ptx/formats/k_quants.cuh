@@ -24,7 +24,7 @@ struct K45 : IntegerStage {
             product32<false>(record, lane, 256, Nibbles{unit, lane, {}}, l, h, 0, 0);
         }
         uint32_t fl, fh;  // sc, mn of sub-block t; sc, mn of t + 4
-        six_bit_fields(unit + SCALES, lane, fl, fh);
+        six_bit_fields<SCALES>(unit, lane, fl, fh);
         const uint2 dw = *reinterpret_cast<const uint2*>(unit + SCALES + 192 + g * 8);
         const float2 dl = half_pair(dw.x), dh = half_pair(dw.y);
         const int s0 = sum32(record, t), s1 = sum32(record, t + 4);
@@ -44,7 +44,7 @@ struct K45 : IntegerStage {
     static __device__ __forceinline__ float value(const uint8_t* unit, int row, int column, uint32_t) {
         const int j = column >> 5, lane = 4 * (row & 7) + (j & 3);
         uint32_t fl, fh;  // sc, mn of sub-block t; sc, mn of t + 4
-        six_bit_fields(unit + SCALES, lane, fl, fh);
+        six_bit_fields<SCALES>(unit, lane, fl, fh);
         const uint32_t f = (row < 8 ? fl : fh) >> (j < 4 ? 0 : 16);
         const uint8_t* p = unit + SCALES + 192 + (row & 7) * 8 + (row >> 3) * 4;
         int q = nibble_at(unit, row, column);

@@ -104,7 +104,7 @@ struct Q3K : IntegerStage {
                                                float& low, float& high) {
         const int g = lane >> 2, t = lane & 3;
         uint32_t fl, fh;
-        six_bit_fields(unit + SCALES, lane, fl, fh);
+        six_bit_fields<SCALES>(unit, lane, fl, fh);
         // 64·4·32·32630 bounds the sums of all four sets.
         int dl = 0, dh = 0;
         product16<true>(unit, record, lane, [&](int set, int l, int h) {
@@ -121,7 +121,7 @@ struct Q3K : IntegerStage {
     static __device__ __forceinline__ float value(const uint8_t* unit, int row, int column, uint32_t) {
         const int j = column >> 4;
         uint32_t fl, fh;
-        six_bit_fields(unit + SCALES, 4 * (row & 7) + (j & 3), fl, fh);
+        six_bit_fields<SCALES>(unit, 4 * (row & 7) + (j & 3), fl, fh);
         const int sc = static_cast<int>(((row < 8 ? fl : fh) >> (8 * (j >> 2))) & 63) - 32;
         const int q = (bit_pair_at(unit, row, column) | single_bit_at(unit + THIRDS, row, column) << 2) - 4;
         const float d = half_at(unit + D + (row & 7) * 4 + (row >> 3) * 2);
