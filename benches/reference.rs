@@ -32,7 +32,7 @@ fn product(format: QuantFormat) -> Option<(HostMemory, MatVec)> {
     };
     format.describe().synthesize(0.02, &mut bits, &mut bytes);
     let weights = vec![HostWeight::Matrix { format, columns: SIZE as usize, bytes }];
-    let mut memory = HostMemory::new(&plan.finish().workspace(), weights, 0, 0);
+    let mut memory = plan.finish().workspace().host_memory(weights, 0, 0);
     for (i, x) in memory.buf_mut(x).iter_mut().enumerate() {
         *x = (i as f32).sin();
     }

@@ -14,21 +14,22 @@ cd "$(dirname "$0")"
 export LC_ALL=C
 
 # Hot modules spill nothing, but for sm_120, which runs the code made for sm_90: there no more than
-# the bytes given per kernel, loads and stores together (the compiler holds fewer values within the
-# 64 registers of qkv and the 128 of attention). A dash: not hot.
+# the bytes given per kernel, loads and stores together (the compiler keeps fewer values within the
+# 128 registers of attention). A dash: not hot.
 # module           source         definitions                      spills
 MODULES="
 elementwise        elementwise.cu -                                0
 attention_f16      attention.cu   -DKV_F16=1                       32
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
+persistent         persistent.cu  -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
-    echo "gemv_$f gemv.cu -DFORMAT=$f $([[ $f == q4_k ]] && echo 84 || echo 0)"
+    echo "gemv_$f gemv.cu -DFORMAT=$f$([[ $f == q4_k ]] && echo ,-DQKV_GAINS=1) 0"
 done)
 $(for pair in q2_k:q3_k q2_k:q4_k q3_k:q4_k q3_k:q5_k q4_k:q6_k q5_k:q6_k q5_0:q8_0 \
     iq4_nl:q5_k iq4_xs:q5_k; do
     a=${pair%:*} b=${pair#*:}
-    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b 60"
+    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b$([[ $b == *_k ]] && echo ,-DQKV_GAINS=1) $([[ $pair == q3_k:q5_k ]] && echo 20 || echo 0)"
 done)
 "
 # PTX versions to try, the lowest that assembles is taken: an older driver then loads the code too.

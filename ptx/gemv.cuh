@@ -33,7 +33,10 @@ struct Same<T, T> {
 };
 
 // These four mirror src/ops/gemv.rs, which computes the shared memory of a launch from them.
-constexpr int WARPS = 8;
+#ifndef GEMV_WARPS
+#define GEMV_WARPS 8
+#endif
+constexpr int WARPS = GEMV_WARPS;
 constexpr int MAX_SLOTS = 16;
 constexpr int FLUSH = 8;
 constexpr int ROWS = 16;
@@ -119,22 +122,28 @@ struct Shared {
 };
 
 // Stages x, times the gain if there is one, for `Dot`, and the sum of x² per warp for the norm.
-// PREFETCH units a warp have their gain in registers before the wait: gains come from DRAM, and a
+// HELD units a warp have their gain in registers before the wait: gains come from DRAM, and a
 // miss would stand on the critical path.
 //
 // BATCH units of a warp are loaded before the first is worked on: enough for one round trip to the
-// L2 at the usual widths, no more, since the code is executed cold.
-template <class Dot, int BATCH>
+// L2 at the usual widths, no more, since the code is executed cold. Gains beyond HELD units are
+// only brought near before the wait, and loaded after it: eight registers a unit less.
+template <class Dot, int BATCH, int HELD>
 struct Stager {
     static constexpr int COLUMNS = Dot::UNIT_COLUMNS;
     static constexpr int EACH = COLUMNS / 32;  // columns of a lane
 
-    float gain[2][EACH];
+    float gain[HELD][EACH];
 
     __device__ __forceinline__ void prefetch(const float* g, uint32_t columns, int warp, int lane) {
         if (g == nullptr) return;
 #pragma unroll
-        for (int i = 0; i < 2; i++) load_gain(gain[i], g, columns, warp + i * WARPS, lane);
+        for (int i = 0; i < HELD; i++) load_gain(gain[i], g, columns, warp + i * WARPS, lane);
+#pragma unroll
+        for (int i = HELD; i < BATCH; i++) {
+            const uint32_t c = (warp + i * WARPS) * COLUMNS + lane * EACH;
+            if (c < columns) asm volatile("prefetch.global.L1 [%0];" ::"l"(g + c));
+        }
     }
 
     static __device__ __forceinline__ void load_gain(float (&v)[EACH], const float* g,
@@ -187,9 +196,9 @@ struct Stager {
                 if (g != nullptr) {
 #pragma unroll
                     for (int j = 0; j < EACH; j++) squares = fmaf(v[b][j], v[b][j], squares);
-                    if (b < 2 && i == 0) {
+                    if (b < HELD && i == 0) {
 #pragma unroll
-                        for (int j = 0; j < EACH; j++) v[b][j] *= gain[b < 2 ? b : 0][j];
+                        for (int j = 0; j < EACH; j++) v[b][j] *= gain[b < HELD ? b : 0][j];
                     } else {
                         float late[EACH];
                         load_gain(late, g, columns, unit, lane);
@@ -212,7 +221,7 @@ struct Stager {
 
 // One matrix, or the tiles of several as one run. `A` and `B` are formats of one dot kind; a
 // source says which of the two a tile has and where it lies.
-template <class A, class B, int BATCH, class Source, class Epilogue>
+template <class A, class B, int BATCH, int HELD = 2, class Source, class Epilogue>
 __device__ __forceinline__ void run(const StepState* step, const float* x, const float* gain,
                                     float eps, uint32_t columns, uint32_t items, uint32_t slots,
                                     uint32_t early, const Source& source, Epilogue& epilogue) {
@@ -267,7 +276,7 @@ __device__ __forceinline__ void run(const StepState* step, const float* x, const
         for (uint32_t s = 0; s < early && put_tile < t1; s++) put(s);
     }
 #endif
-    Stager<A, BATCH> stager;
+    Stager<A, BATCH, HELD> stager;
     stager.prefetch(gain, columns, warp, lane);
     epilogue.prefetch(t0);
 

@@ -19,6 +19,7 @@
     ("gemv_q5_k", include_str!("gemv_q5_k.sm80.ptx"), include_str!("gemv_q5_k.sm90.ptx")),
     ("gemv_q6_k", include_str!("gemv_q6_k.sm80.ptx"), include_str!("gemv_q6_k.sm90.ptx")),
     ("gemv_q8_0", include_str!("gemv_q8_0.sm80.ptx"), include_str!("gemv_q8_0.sm90.ptx")),
+    ("persistent", include_str!("persistent.sm80.ptx"), include_str!("persistent.sm90.ptx")),
     ("probe", include_str!("probe.sm80.ptx"), include_str!("probe.sm90.ptx")),
     ("qkv_iq4_nl_q5_k", include_str!("qkv_iq4_nl_q5_k.sm80.ptx"), include_str!("qkv_iq4_nl_q5_k.sm90.ptx")),
     ("qkv_iq4_xs_q5_k", include_str!("qkv_iq4_xs_q5_k.sm80.ptx"), include_str!("qkv_iq4_xs_q5_k.sm90.ptx")),

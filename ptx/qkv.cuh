@@ -11,6 +11,13 @@
 #define QKV_BLOCKS 2
 #endif
 
+// Units whose gains a warp of qkv holds in registers while it waits; build.sh says one for the formats
+// that the compiler for 12.0 does not fit into the 64 registers with two.
+#if !defined(QKV_GAINS) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
+#undef QKV_GAINS
+#define QKV_GAINS 2
+#endif
+
 #define QKV_KERNEL(NAME, A, B)                                                                         \
     extern "C" __global__ void __launch_bounds__(gemv::THREADS, QKV_BLOCKS)                           \
         NAME(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* wq,  \
@@ -24,6 +31,6 @@
                                     keys,   values,   q_rows,    kv_rows,  q_tiles,     kv_tiles,     \
                                     head_dim, half_rotary, halves != 0, cache_f32 != 0, magnitude,    \
                                     capacity};                                                        \
-        gemv::run<A, B, 2>(step, x, gain, eps, columns, q_tiles + 2 * kv_tiles, slots, early,                  \
+        gemv::run<A, B, 2, QKV_GAINS>(step, x, gain, eps, columns, q_tiles + 2 * kv_tiles, slots, early,                  \
                         gemv::Three<A, B>{wq, wk, wv, q_tiles, kv_tiles}, epilogue);                  \
     }

@@ -31,6 +31,7 @@ for quant in ${QUANTS:-q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16 q2_k q3_k_m iq
     check "verify-tiny-$quant" "$bench" verify --synthetic "tiny:$quant" --backend cuda
 done
 if [ -n "${MODEL:-}" ]; then
+    check verify-real "$bench" verify -m "$MODEL" --backend cuda -n 320
     check golden-graph "$bench" verify -m "$MODEL" --golden "$golden" --backend cuda
     check golden-eager "$bench" verify -m "$MODEL" --golden "$golden" --backend cuda --mode eager
     check run-real "$bench" run -m "$MODEL" --backend cuda -n 512 -r 3 -o json

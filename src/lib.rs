@@ -4,6 +4,7 @@ pub mod arch;
 pub mod bench;
 pub mod checkpoint;
 pub mod cuda;
+mod engine;
 pub mod error;
 pub mod ops;
 pub mod plan;

@@ -2,10 +2,12 @@
 
 use crate::arch::read_vector;
 use crate::checkpoint::Checkpoint;
+use crate::engine::{
+    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row, stream,
+};
 use crate::error::{Defect, Error, Result};
 use crate::ops::{HostMemory, HostState, HostWeight, Summary};
 use crate::plan::{DecodePlan, WeightSpec};
-use crate::session::{CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row};
 use rayon::prelude::*;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -42,7 +44,7 @@ pub fn load(
     // Asked for in one piece first: an allocation that fails inside the references aborts.
     let all = elements.checked_mul(2 * layers).ok_or_else(too_large)?;
     Vec::<f32>::new().try_reserve_exact(all).map_err(|_| too_large())?;
-    Ok(HostMemory::new(&plan.workspace(), weights, layers, elements))
+    Ok(plan.workspace().host_memory(weights, layers, elements))
 }
 
 fn read_weight(checkpoint: &Checkpoint, spec: &WeightSpec) -> Result<HostWeight> {
@@ -71,7 +73,8 @@ pub fn interpret(plan: &DecodePlan, memory: &mut HostMemory) -> Result<()> {
     interpret_with(plan, memory, &mut |_, _| {})
 }
 
-/// [`interpret`] with a hook after each step, which gets the step's index.
+/// [`interpret`] with a hook after each step, which gets the step's index. Hook and steps run on a
+/// thread of rayon's pool, so that a step does not wake the pool anew.
 ///
 /// # Errors
 ///
@@ -79,7 +82,7 @@ pub fn interpret(plan: &DecodePlan, memory: &mut HostMemory) -> Result<()> {
 pub fn interpret_with(
     plan: &DecodePlan,
     memory: &mut HostMemory,
-    after: &mut dyn FnMut(usize, &HostMemory),
+    after: &mut (dyn FnMut(usize, &HostMemory) + Send),
 ) -> Result<()> {
     let HostState { token, position, .. } = memory.state;
     let fail = |what: String| Err(Error::Decode { position, what });
@@ -89,10 +92,12 @@ pub fn interpret_with(
     if token >= plan.vocab {
         return fail(format!("token {token} is outside the vocabulary of {}", plan.vocab));
     }
-    for (i, step) in plan.steps.iter().enumerate() {
-        step.op.describe().reference(memory);
-        after(i, memory);
-    }
+    rayon::scope(|_| {
+        for (i, step) in plan.steps.iter().enumerate() {
+            step.op.describe().reference(memory);
+            after(i, memory);
+        }
+    });
     if memory.state.finite { Ok(()) } else { fail("a logit is not finite".to_owned()) }
 }
 
@@ -214,6 +219,10 @@ impl Engine for CpuEngine {
         Ok(self.memory.buf(self.plan.logits).to_vec())
     }
 
+    fn trace(&mut self) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         self.out = Some(out);
     }
@@ -224,10 +233,11 @@ impl Engine for CpuEngine {
         for layer in 0..c.layers {
             let (keys, values) = self.memory.cache_mut(layer);
             for (half, all) in [(CacheHalf::Keys, keys), (CacheHalf::Values, values)] {
+                let stream = stream(seed, layer, half);
                 for (head, of_head) in (0..c.kv_heads).zip(all.chunks_exact_mut(rows)) {
                     let filled = &mut of_head[..positions as usize * dim];
                     filled.par_chunks_exact_mut(dim).enumerate().for_each(|(p, row)| {
-                        fill_row(seed, layer, half, head, p as u32, row);
+                        fill_row(stream, head, p as u32, row);
                     });
                 }
             }

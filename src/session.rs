@@ -1,13 +1,12 @@
 //! A model that is being decoded: picks graph, eager or reference once, then tokens in, tokens
 //! out.
 
-mod engine;
-
-pub(crate) use engine::{CacheHalf, Engine, fill_row};
+pub use crate::engine::{Chosen, DebugLevel, DeviceInfo, EngineStats, Mode};
 
 use crate::arch::{self, PlanOptions};
 use crate::checkpoint::Checkpoint;
 use crate::cuda::{CudaEngine, CudaOptions};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ops::KvType;
 use crate::plan::{DecodePlan, fuse};
@@ -27,28 +26,6 @@ pub enum BackendChoice {
     Cpu,
 }
 
-/// How a device is given its work. The CPU has only one way: its mode is `reference`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// One captured graph, replayed per token.
-    #[default]
-    Graph,
-    /// Launch by launch.
-    Eager,
-}
-
-/// What is told about each step while it is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DebugLevel {
-    /// Nothing.
-    #[default]
-    Off,
-    /// Each step, after a sync.
-    Print,
-    /// Each step, and how far it is from the reference.
-    Compare,
-}
-
 /// What a session is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
@@ -66,6 +43,10 @@ pub struct SessionOptions {
     pub fused: bool,
     /// What is told about each step.
     pub debug: DebugLevel,
+    /// On CUDA, a kernel a step also where the persistent kernel could take the whole token.
+    pub separate: bool,
+    /// On CUDA, the persistent kernel keeps readings of the clock.
+    pub trace: bool,
 }
 
 impl Default for SessionOptions {
@@ -78,55 +59,10 @@ impl Default for SessionOptions {
             kv: None,
             fused: true,
             debug: DebugLevel::default(),
+            separate: false,
+            trace: false,
         }
     }
-}
-
-/// What computes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// Product name.
-    pub name: String,
-    /// Memory, bytes; 0 where it was not asked for.
-    pub total_memory: u64,
-    /// Streaming multiprocessors; threads of a CPU.
-    pub sms: u32,
-    /// Compute capability, `(major, minor)`; `(0, 0)` for a CPU.
-    pub compute: (u32, u32),
-    /// CUDA version of the driver, 1000 · major + 10 · minor; 0 for a CPU.
-    pub driver_version: u32,
-    /// Ordinal among the devices that the process may see.
-    pub ordinal: u32,
-    /// PCI address; empty for a CPU.
-    pub pci_bus_id: String,
-}
-
-/// Counters of an engine since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EngineStats {
-    /// Graphs captured.
-    pub captures: u64,
-    /// Driver calls made by steps.
-    pub driver_calls: u64,
-    /// Device allocations after everything was in place: always 0, counted to prove it.
-    pub allocations_after_freeze: u64,
-    /// Loading of the weights, seconds.
-    pub load_seconds: f64,
-    /// Compilation of kernels by the driver, seconds.
-    pub jit_seconds: f64,
-    /// Capture and instantiation, seconds.
-    pub capture_seconds: f64,
-}
-
-/// A token as it was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chosen {
-    /// Position of the input token.
-    pub position: u32,
-    /// The token chosen after it.
-    pub token: u32,
-    /// When it was chosen by the device's clock, nanoseconds; `None` on the CPU.
-    pub device_ns: Option<u64>,
 }
 
 /// Why decoding ended.
@@ -375,6 +311,15 @@ impl DecodeSession {
         self.engine.fill_cache(position, seed)
     }
 
+    /// Readings of the clock in the last step, `[steps][blocks][8]` words; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn trace(&mut self) -> Result<Vec<u32>> {
+        self.engine.trace()
+    }
+
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
     ///
     /// # Errors
@@ -415,6 +360,8 @@ fn cuda(
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F16)?;
     let (device, mode, debug) = (options.device, options.mode, options.debug);
-    let engine = CudaEngine::new(checkpoint, &plan, CudaOptions { device, mode, debug }, progress)?;
+    let (separate, trace) = (options.separate, options.trace);
+    let options = CudaOptions { device, mode, debug, separate, trace };
+    let engine = CudaEngine::new(checkpoint, &plan, options, progress)?;
     Ok((plan, Box::new(engine)))
 }

@@ -201,6 +201,18 @@ fn a_pasted_llama_bench_line_runs_and_names_what_it_ignores_once() {
     assert!(table.contains(" pp2 ") && table.contains(" tg4 "), "{table}");
 }
 
+/// The commit that git gives for the package's folder, or what stands for none.
+fn built_from() -> String {
+    let git = |args: &[&str]| {
+        let folder = env!("CARGO_MANIFEST_DIR");
+        let output = Command::new("git").args(args).current_dir(folder).output().ok()?;
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let own = git(&["rev-parse", "--show-prefix"]).filter(|prefix| prefix.trim().is_empty());
+    let head = own.and_then(|_| git(&["rev-parse", "HEAD"]));
+    head.map_or("unknown0".to_owned(), |head| head[..8].to_owned())
+}
+
 #[test]
 fn results_are_llama_benchs_rows_for_each_depth() {
     let rows = json(&format!("{QUICK} -d 0,8-16+8 -o json"));
@@ -210,6 +222,7 @@ fn results_are_llama_benchs_rows_for_each_depth() {
     for row in rows {
         let names: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(names[..3], ["build_commit", "build_number", "cpu_info"]);
+        assert_eq!(row["build_commit"], built_from());
         assert_eq!(
             names[40..],
             ["avg_ts", "stddev_ts", "use_mmap", "use_direct_io", "samples_ns", "samples_ts", "x"]
@@ -237,6 +250,15 @@ fn a_reader_that_goes_away_is_no_error() {
     assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_is_an_error_of_its_own() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&format!("{QUICK} -o json")).stdout(full).output().unwrap();
+    assert_eq!(code(&output), 74, "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("error: <stdout>: cannot write"), "{}", stderr(&output));
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_prints_what_was_measured() {
@@ -258,6 +280,57 @@ fn ctrl_c_prints_what_was_measured() {
     let rows: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["n_gen"], 2);
+}
+
+/// Sends SIGINT to a child.
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    // A child that has ended already cannot be told.
+    let _ = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_at_any_moment_leaves_a_whole_report_or_none() {
+    for delay in [0, 2, 5, 10, 15, 20, 30, 50, 100, 200] {
+        let child = command("--synthetic tiny --backend cpu --no-warmup -r 1 -n 3,3,3,400 -o json")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        interrupt(&child);
+        let output = child.wait_with_output().unwrap();
+        // Before the program has begun, the system's own answer to the signal ends it.
+        assert!(matches!(output.status.code(), Some(0 | 130) | None), "{delay}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let whole = text.is_empty() || serde_json::from_str::<Value>(&text).is_ok();
+        assert!(whole, "after {delay} ms: {text}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_while_a_file_is_written_leaves_no_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("model.gguf");
+    let entries = || std::fs::read_dir(folder.path()).unwrap().count();
+    let mut child = command(&format!("synth smollm2-135m:f16 -o {}", target.display()))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while entries() == 0 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(entries() > 0 && !target.exists(), "it grows under another name");
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(entries(), 0, "something is left");
 }
 
 #[test]
@@ -302,6 +375,10 @@ fn generation_ends_at_capacity_and_follows_its_seed() {
 fn the_fused_plan_is_verified_against_the_plain_one() {
     let said = stdout("verify --synthetic tiny --backend cpu -n 8");
     assert!(said.contains("cpu, fused") && said.contains("top-1 8/8"), "{said}");
+    // What was compared in every bit is said with its size: 2 layers, 8 positions.
+    assert!(said.contains("cpu, fused = cpu, plain, bit for bit:"), "{said}");
+    assert!(said.contains("given tokens  yes: 8 tokens, 8 x 512 logits, "), "{said}");
+    assert!(said.contains("own tokens    yes: 8 tokens, 1 x 512 logits, "), "{said}");
 }
 
 /// A golden file that holds what the model itself says.

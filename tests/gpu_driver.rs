@@ -190,7 +190,7 @@ fn a_programmatic_launch_is_captured_as_a_programmatic_edge() {
         return;
     }
     let bench = Bench::new(&context).unwrap();
-    let attributes = Attributes { programmatic: true, cluster: None };
+    let attributes = Attributes { programmatic: true, ..Attributes::default() };
     // Captured only: these kernels have no griddepcontrol.wait.
     let graph = bench.stream.capture(|| bench.step(attributes)).unwrap();
     let edges = graph.edges().unwrap();

@@ -45,7 +45,7 @@ fn engine(
     mode: Mode,
     debug: DebugLevel,
 ) -> Option<CudaEngine> {
-    let options = CudaOptions { device: 0, mode, debug };
+    let options = CudaOptions { device: 0, mode, debug, ..CudaOptions::default() };
     match CudaEngine::new(checkpoint, plan, options, &mut |_, _| {}) {
         Ok(engine) => Some(engine),
         Err(Error::NoDevice(why)) => {

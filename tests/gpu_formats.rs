@@ -14,7 +14,7 @@ use decode_graph::ops::{Add, Argmax, Buf, Embed, KvType, MatVec, Matrix, Op, Wei
 use decode_graph::plan::{CacheSpec, DecodePlan, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
 use decode_graph::reference;
-use decode_graph::session::{DebugLevel, Mode};
+use decode_graph::session::Mode;
 use small_model::SmallModel;
 use std::ops::ControlFlow;
 
@@ -156,7 +156,8 @@ impl Case {
 fn every_format_looks_up_and_multiplies_rows_of_every_length() {
     for format in QuantFormat::ALL {
         let case = Case::new(format);
-        let options = CudaOptions { device: 0, mode: Mode::Graph, debug: DebugLevel::Off };
+        // A kernel a step: those of the format's own modules.
+        let options = CudaOptions { mode: Mode::Graph, separate: true, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,

@@ -8,7 +8,7 @@ use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
 
 /// Modules with kernels that are no op of a plan.
-const NO_OPS: &[&str] = &["probe"];
+const NO_OPS: &[&str] = &["persistent", "probe"];
 
 fn matrix(format: QuantFormat) -> Matrix {
     Matrix { id: WeightId(0), format, rows: 512, columns: 512, order: RowOrder::Natural }
@@ -115,7 +115,9 @@ fn passed(arg: &Arg) -> ParamType {
         | Arg::Ring
         | Arg::Keys(_)
         | Arg::Values(_)
-        | Arg::Counters => ParamType::U64,
+        | Arg::Counters
+        | Arg::Program
+        | Arg::Trace => ParamType::U64,
     }
 }
 

@@ -59,8 +59,16 @@ pub struct Comparison {
 /// [`Error::Io`], and [`Error::InvalidModel`] with the row that is no result.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+    rows(path, &text)
+}
+
+/// The rows of a result file's `text`; `path` is what errors call it.
+///
+/// # Errors
+/// [`Error::InvalidModel`] with the row that is no result.
+pub fn rows(path: &Path, text: &str) -> Result<Vec<Row>> {
     let wrong = |at: String, why: String| Error::invalid(path, at, None, Defect::BadValue, why);
-    let rows: Vec<Value> = serde_json::from_str(&text)
+    let rows: Vec<Value> = serde_json::from_str(text)
         .or_else(|_| text.lines().map(serde_json::from_str).collect())
         .map_err(|e| wrong("JSON".to_owned(), format!("{e}; expected the output of -o json")))?;
     let read = |(i, row)| {

@@ -215,8 +215,8 @@ pub const FIELDS: [Field; 44] = fields! {
     use_direct_io: Bool = |_| json!(false);
 };
 
-/// Commit of the build where the builder said it, eight letters otherwise: scripts want commits
-/// of one length.
+/// The first eight letters of the commit that was built (`build.rs`), eight others where it is not
+/// known: scripts want commits of one length.
 pub const BUILD_COMMIT: &str = match option_env!("DECODE_GRAPH_COMMIT") {
     Some(commit) => commit,
     None => "unknown0",

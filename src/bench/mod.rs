@@ -11,6 +11,7 @@ pub mod compare;
 pub mod fields;
 pub mod measure;
 pub mod model;
+pub mod profile;
 pub mod report;
 pub mod roofline;
 pub mod stats;

@@ -17,9 +17,9 @@ mod value;
 
 use super::metadata::{Metadata, Value};
 use crate::error::{Defect, Error, Result};
+pub(super) use cursor::Bytes;
 use cursor::Cursor;
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::Path;
 pub(crate) use types::GgmlType;
 
@@ -59,17 +59,17 @@ pub(super) struct Header {
     pub(super) tensors: Vec<RawTensor>,
 }
 
-/// Reads the header of `file` (`file_bytes` long) and checks that the data is all there.
+/// Reads the header of a file (`file_bytes` long) and checks that the data is all there.
 ///
 /// With `tolerate_unknown`, a tensor type id that the format does not define is listed without a
 /// size instead of failing.
 pub(super) fn read_header(
     path: &Path,
-    file: &File,
+    bytes: Bytes<'_>,
     file_bytes: u64,
     tolerate_unknown: bool,
 ) -> Result<Header> {
-    let mut c = Cursor::new(path, file, file_bytes);
+    let mut c = Cursor::new(path, bytes, file_bytes);
     magic(&mut c)?;
     let version = version(&mut c)?;
     let tensor_count = count(&mut c, "tensor count")?;

@@ -7,6 +7,12 @@
 //!                                     └── write_gguf ──▶ a file that other engines load
 //! ```
 //!
+//! A file may be cut, rewritten or removed by others at any time: every byte is copied by a positioned
+//! read, checked against the extent that the header was found to have, and no page of a map is ever
+//! looked at. So the outcome is an error or bytes of our own, never a signal. Whether all of them are of
+//! one version of the file, [`Checkpoint::verify_unchanged`] tells after the last read, as far as
+//! length and time of change tell it.
+//!
 //! Nothing here knows what a model does with its weights: the meaning of keys is `arch`'s.
 
 mod gguf;
@@ -17,7 +23,7 @@ mod write;
 
 pub use metadata::{Array, Entry, Metadata, StringArray, Value};
 pub use synthetic::SyntheticSpec;
-pub use write::write_gguf;
+pub use write::{write_gguf, write_gguf_while};
 
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
@@ -64,6 +70,12 @@ enum Source {
         /// Length and time of change when the header was read.
         stamp: (u64, Option<SystemTime>),
         /// Start of each tensor, bytes from the start of the file.
+        offsets: Vec<u64>,
+    },
+    /// The whole file, in memory of our own.
+    Memory {
+        bytes: Vec<u8>,
+        /// Start of each tensor.
         offsets: Vec<u64>,
     },
     Synthetic(synthetic::Weights),
@@ -125,7 +137,27 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let (file, stamp) = open_regular(path)?;
         refuse_split_name(path)?;
-        let header = gguf::read_header(path, &file, stamp.0, false)?;
+        let header = gguf::read_header(path, gguf::Bytes::File(&file), stamp.0, false)?;
+        Self::of_header(path, header, |offsets| Source::File { file, stamp, offsets })
+    }
+
+    /// A GGUF file that is in memory; `path` is what errors call it. Nothing that happens to a
+    /// file can change what is read from it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] and [`Error::Unsupported`] as [`open`](Self::open).
+    pub fn from_gguf(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let length = bytes.len() as u64;
+        let header = gguf::read_header(path, gguf::Bytes::Memory(&bytes), length, false)?;
+        Self::of_header(path, header, |offsets| Source::Memory { bytes, offsets })
+    }
+
+    /// Takes a header whose tensors are all of types that are served.
+    fn of_header(
+        path: &Path,
+        header: gguf::Header,
+        source: impl FnOnce(Vec<u64>) -> Source,
+    ) -> Result<Self> {
         if header.metadata.u64_key("split.count")?.is_some_and(|n| n > 1) {
             return Err(split(path, "split.count", "one part of a split model"));
         }
@@ -145,8 +177,7 @@ impl Checkpoint {
             tensors.push(TensorInfo { name: t.name, format, shape: t.shape, bytes, index });
             offsets.push(t.data_offset);
         }
-        let source = Source::File { file, stamp, offsets };
-        Ok(Self::assemble(path.to_owned(), header.metadata, tensors, source))
+        Ok(Self::assemble(path.to_owned(), header.metadata, tensors, source(offsets)))
     }
 
     /// Weights of a real model's shape, seeded random, made when they are read.
@@ -177,7 +208,7 @@ impl Checkpoint {
     /// only for a folder.
     pub fn inspect_only(path: &Path) -> Result<Inspection> {
         let (file, (file_bytes, _)) = open_regular(path)?;
-        let header = gguf::read_header(path, &file, file_bytes, true)?;
+        let header = gguf::read_header(path, gguf::Bytes::File(&file), file_bytes, true)?;
         let list = |t: gguf::RawTensor| ListedTensor {
             name: t.name,
             type_name: t.kind.map_or_else(|| format!("type {}", t.type_id), |k| k.name.to_owned()),
@@ -256,12 +287,29 @@ impl Checkpoint {
         }
         match &self.source {
             Source::File { file, offsets, .. } => {
-                read_exact_at(&self.path, file, &info.name, offsets[info.index] + offset, out)
+                let at = format!("tensor {}", info.name);
+                read_exact_at(&self.path, file, &at, offsets[info.index] + offset, out)
+            }
+            Source::Memory { bytes, offsets } => {
+                // Within the file: checked when its header was read.
+                let from = (offsets[info.index] + offset) as usize;
+                out.copy_from_slice(&bytes[from..from + out.len()]);
+                Ok(())
             }
             Source::Synthetic(weights) => {
                 weights.fill(info.index, offset, out);
                 Ok(())
             }
+        }
+    }
+
+    /// Bytes `[offset, offset + bytes)` of a tensor's data will be read soon: a file's pages are asked
+    /// for meanwhile. Changes nothing but the time.
+    pub fn will_read(&self, info: &TensorInfo, offset: u64, bytes: u64) {
+        if let Source::File { file, offsets, .. } = &self.source
+            && let Some(start) = offsets.get(info.index)
+        {
+            map::will_read(file, start.saturating_add(offset), bytes);
         }
     }
 
@@ -395,7 +443,7 @@ fn split_name(name: &str) -> Option<(&str, u32, u32)> {
 fn read_exact_at(
     path: &Path,
     file: &File,
-    tensor: &str,
+    at: &str,
     mut offset: u64,
     mut out: &mut [u8],
 ) -> Result<()> {
@@ -403,7 +451,6 @@ fn read_exact_at(
         match file.read_at(out, offset) {
             Ok(0) => {
                 let why = "the file became shorter after it was opened; fetch it again";
-                let at = format!("tensor {tensor}");
                 return Err(Error::invalid(path, at, Some(offset), Defect::Truncated, why));
             }
             Ok(n) => {
@@ -412,7 +459,7 @@ fn read_exact_at(
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => {
-                let action = format!("read {} bytes at {offset} of tensor {tensor}", out.len());
+                let action = format!("read {} bytes at {offset} of {at}", out.len());
                 return Err(Error::io(path, action, e));
             }
         }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Bytes of weights held at a time.
@@ -23,6 +24,25 @@ pub fn write_gguf(
     path: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
+    write_gguf_while(checkpoint, path, &mut |done, total| {
+        progress(done, total);
+        ControlFlow::Continue(())
+    })
+}
+
+/// [`write_gguf`], which `progress` may end; asked at least every 32 MiB.
+///
+/// # Errors
+/// As there; [`Error::Interrupted`] when `progress` said stop: nothing is left behind then.
+pub fn write_gguf_while(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut told = |done, total| match progress(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    };
     let mut partial = Partial::create(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, &partial.file);
     let writing = |e| Error::io(path, "write", e);
@@ -35,7 +55,7 @@ pub fn write_gguf(
     let total = checkpoint.tensors().iter().map(|t| t.bytes).sum();
     let mut done = 0;
     let mut chunk = Vec::new();
-    progress(done, total);
+    told(done, total)?;
     for tensor in checkpoint.tensors() {
         let mut offset = 0;
         while offset < tensor.bytes {
@@ -45,7 +65,7 @@ pub fn write_gguf(
             out.write_all(&chunk).map_err(writing)?;
             offset += now;
             done += now;
-            progress(done, total);
+            told(done, total)?;
         }
         pad(&mut out, tensor.bytes, alignment).map_err(writing)?;
     }

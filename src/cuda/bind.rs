@@ -12,12 +12,14 @@ use super::byte_plan::BytePlan;
 use super::driver::{Context, DeviceMemory, Function, MappedMemory, Module, PinnedMemory, Stream};
 use super::issue::BoundStep;
 use super::kernels::PROGRAMMATIC_COMPUTE;
+use super::program::{BoundProgram, MODULE};
 use super::signature;
 use super::step_state::{NOT_FORCED, RING_BYTES, StepState};
 use super::upload::{ALIGNMENT, Target, WeightMap, upload};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Buf, Gpu, Launch};
+use crate::plan::program::Program;
 use crate::plan::{DecodePlan, WorkspaceLayout};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +27,15 @@ use std::time::{Duration, Instant};
 
 /// The PTX text of a module for a compute capability: [`super::kernels::ptx`], or a test's.
 pub type KernelSource<'a> = &'a dyn Fn(&str, (u32, u32)) -> Option<&'static str>;
+
+/// How a plan is to be issued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// A kernel a step, also where the persistent kernel could take the whole token.
+    pub separate: bool,
+    /// The persistent kernel keeps readings of the clock.
+    pub trace: bool,
+}
 
 /// Byte offset of the arrival counters in the state's allocation.
 const COUNTERS: u64 = ALIGNMENT;
@@ -67,6 +78,8 @@ struct Addresses {
     layers: u32,
     step: u64,
     ring: u64,
+    program: u64,
+    trace: u64,
 }
 
 impl Addresses {
@@ -84,6 +97,9 @@ impl Addresses {
             Arg::Counters => self.step + COUNTERS,
             Arg::Forced => self.step + FORCED,
             Arg::Ring => self.ring,
+            Arg::Program => self.program,
+            Arg::Trace if self.trace == 0 => return Ok(0),
+            Arg::Trace => self.trace,
             Arg::Keys(l) => self.caches + self.map.keys(layer(*l)?),
             Arg::Values(l) => self.caches + self.map.values(layer(*l)?),
         };
@@ -101,6 +117,9 @@ pub struct BoundPlan {
     gpu: Gpu,
     launches: Vec<Launch>,
     steps: Vec<BoundStep>,
+    /// All steps as one launch.
+    token: Option<(Launch, BoundStep)>,
+    program: Option<BoundProgram>,
     layout: WorkspaceLayout,
     cache_map: CacheMap,
     bytes: BytePlan,
@@ -176,17 +195,27 @@ impl BoundPlan {
         checkpoint: &Checkpoint,
         plan: &DecodePlan,
         kernels: KernelSource<'_>,
+        want: Want,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let gpu = gpu_of(context)?;
-        let launches: Vec<Launch> =
-            plan.steps.iter().map(|s| s.op.describe().launch(&gpu)).collect();
+        let stream = Stream::new(context)?;
+        let program = match Program::of(plan, &gpu) {
+            Some(p) if !want.separate && kernels(MODULE, gpu.compute).is_some() => {
+                Some(BoundProgram::new(context, &stream, p, want.trace)?)
+            }
+            _ => None,
+        };
+        let mut launches: Vec<Launch> = match &program {
+            Some(p) => (0..p.steps()).map(|i| p.launch(i, i + 1)).collect(),
+            None => plan.steps.iter().map(|s| s.op.describe().launch(&gpu)).collect(),
+        };
         let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
         let map = WeightMap::of(plan)?;
-        let bytes = BytePlan::of(plan, &map);
-        bytes.check(context.memory()?.0)?;
+        let own = program.as_ref().map_or(0, BoundProgram::bytes);
+        let bytes = BytePlan::of(plan, &map, own);
+        bytes.check(context.memory()?.0 + own)?;
 
-        let stream = Stream::new(context)?;
         let weights = DeviceMemory::alloc(context, "weights", bytes.weights)?;
         let caches = DeviceMemory::alloc(context, "KV cache", bytes.caches)?;
         let workspace = DeviceMemory::alloc(context, "workspace", bytes.workspace)?;
@@ -201,7 +230,7 @@ impl BoundPlan {
         let functions = load(context, &launches, &code)?;
         let jit = start.elapsed();
         let start = Instant::now();
-        let staging = Staging { context, stream, weights: &weights };
+        let staging = Staging { context, stream: Stream::new(context)?, weights: &weights };
         upload(checkpoint, plan, &map, staging, progress)?;
         let times = (start.elapsed(), jit);
 
@@ -220,14 +249,29 @@ impl BoundPlan {
             layers: plan.cache.layers,
             step: state.address(),
             ring: ring.device_address(),
+            program: program.as_ref().map_or(0, BoundProgram::table),
+            trace: program.as_ref().map_or(0, BoundProgram::trace_address),
         };
-        let steps = bind_steps(plan, gpu, &launches, &functions, &addresses)?;
+        let mut labels: Vec<&str> = plan.steps.iter().map(|s| s.label.as_str()).collect();
+        if let Some(p) = &program {
+            p.fill(&stream, &|arg| addresses.slot("program", arg))?;
+            launches.push(p.launch(0, p.steps()));
+            labels.push("token");
+        }
+        let mut steps = bind_steps(&labels, gpu, &launches, &functions, &addresses)?;
+        let token = match program {
+            Some(_) => launches.pop().zip(steps.pop()),
+            None => None,
+        };
+        stream.synchronize()?;
         let plan = plan.clone();
         Ok(Self {
             plan,
             gpu,
             launches,
             steps,
+            token,
+            program,
             layout,
             cache_map,
             bytes,
@@ -267,6 +311,11 @@ impl BoundPlan {
 
     pub(super) fn bound(&self) -> &[BoundStep] {
         &self.steps
+    }
+
+    /// All steps as one launch, where there is a program.
+    pub(super) fn token(&self) -> Option<&(Launch, BoundStep)> {
+        self.token.as_ref()
     }
 
     /// Label of a step.
@@ -325,7 +374,19 @@ impl BoundPlan {
     ///
     /// [`Error::Driver`].
     pub fn set_state(&self, stream: &Stream, state: StepState) -> Result<()> {
+        if let Some(program) = &self.program {
+            program.reset(stream, state.steps)?;
+        }
         self.state.upload(stream, 0, &[state])
+    }
+
+    /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub(super) fn trace(&self, stream: &Stream) -> Result<Vec<u32>> {
+        self.program.as_ref().map_or(Ok(Vec::new()), |p| p.trace(stream))
     }
 
     /// Sets the inputs of positions `from..`.
@@ -363,22 +424,13 @@ impl BoundPlan {
         Ok(out)
     }
 
-    /// Writes `rows` to a layer's keys (`half` 0) or values (1) from element `at` on.
+    /// Addresses of a layer's keys and of its values.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for a layer that is not there; [`Error::Internal`] beyond the cache.
-    pub(super) fn write_cache(
-        &self,
-        stream: &Stream,
-        layer: u32,
-        half: usize,
-        at: u64,
-        rows: &[u8],
-    ) -> Result<()> {
-        let halves = self.halves(layer)?;
-        let base = halves.get(half).copied().unwrap_or(halves[1]);
-        self.caches.upload(stream, base + at * self.plan.cache.kind.bytes(), rows)
+    /// [`Error::Usage`] for a layer that is not there.
+    pub(super) fn cache_addresses(&self, layer: u32) -> Result<[u64; 2]> {
+        Ok(self.halves(layer)?.map(|half| self.caches.address() + half))
     }
 }
 
@@ -482,7 +534,7 @@ pub(super) fn prepare(function: &Function, shared_bytes: u32) -> Result<()> {
 }
 
 fn bind_steps(
-    plan: &DecodePlan,
+    labels: &[&str],
     gpu: Gpu,
     launches: &[Launch],
     functions: &Functions,
@@ -499,11 +551,12 @@ fn bind_steps(
             cluster: l.cluster,
             shared_bytes: l.shared_bytes,
             // The code for earlier devices does not wait for its predecessor by itself.
+            cooperative: l.module == MODULE,
             programmatic: l.programmatic && gpu.compute >= PROGRAMMATIC_COMPUTE,
             args: l.args.iter().map(|a| addresses.slot(label, a)).collect::<Result<_>>()?,
         })
     };
-    plan.steps.iter().map(|s| s.label.as_str()).zip(launches).map(bind).collect()
+    labels.iter().copied().zip(launches).map(bind).collect()
 }
 
 /// A bound plan shared with the graphs that point at it.
@@ -523,6 +576,8 @@ mod tests {
             layers: 2,
             step: 0x4000,
             ring: 0x8000,
+            program: 0x9000,
+            trace: 0,
         }
     }
 

@@ -19,22 +19,26 @@ pub struct BytePlan {
     pub workspace: u64,
     /// Step state, counters and forced tokens.
     pub state: u64,
+    /// Instructions and mail of the persistent kernel.
+    pub program: u64,
 }
 
 impl BytePlan {
-    /// What `plan` needs, its weights placed by `map`.
-    pub fn of(plan: &DecodePlan, map: &WeightMap) -> Self {
+    /// What `plan` needs, its weights placed by `map`,
+    /// and `program` bytes beside it.
+    pub fn of(plan: &DecodePlan, map: &WeightMap, program: u64) -> Self {
         Self {
             weights: map.bytes,
             caches: plan.cache.bytes() + 2 * u64::from(plan.cache.layers) * ALIGNMENT,
             workspace: plan.workspace().bytes() as u64,
             state: FORCED + 4 * u64::from(plan.cache.capacity),
+            program,
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.caches + self.workspace + self.state
+        self.weights + self.caches + self.workspace + self.state + self.program
     }
 
     /// Compares with what is free.
@@ -47,10 +51,10 @@ impl BytePlan {
         if need <= free {
             return Ok(());
         }
-        let Self { weights, caches, workspace, state } = self;
+        let Self { weights, caches, workspace, state, program } = self;
         let what = format!(
             "the model (weights {weights}, KV cache {caches}, workspace {workspace}, state {state}, \
-             code {RESERVE})"
+             program {program}, code {RESERVE})"
         );
         let advice = if *caches > *weights / 4 {
             "use a shorter context, an f16 KV cache or a smaller model, or free GPU memory"
@@ -67,12 +71,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_its_parts_before_anything_is_allocated() {
-        let bytes = BytePlan { weights: 4000, caches: 500, workspace: 60, state: 7 };
-        assert!(bytes.check(4567 + RESERVE).is_ok());
-        let error = bytes.check(4566 + RESERVE).unwrap_err();
+        let bytes = BytePlan { weights: 4000, caches: 500, workspace: 60, state: 7, program: 30 };
+        assert!(bytes.check(4597 + RESERVE).is_ok());
+        let error = bytes.check(4596 + RESERVE).unwrap_err();
         assert_eq!(error.exit_code(), 6);
         let text = error.to_string();
-        for part in ["weights 4000", "KV cache 500", "workspace 60", "state 7"] {
+        for part in ["weights 4000", "KV cache 500", "workspace 60", "state 7", "program 30"] {
             assert!(text.contains(part), "{text}");
         }
     }

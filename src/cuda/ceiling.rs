@@ -67,6 +67,7 @@ pub fn measure(device: Device, kernels: KernelSource<'_>) -> Result<ReadCeiling>
     for per_sm in BLOCKS_PER_SM {
         let grid = gpu.sms * per_sm;
         let step = BoundStep {
+            cooperative: false,
             function: function.clone(),
             grid,
             block: BLOCK,

@@ -165,9 +165,9 @@ impl Debugger {
         }
         let active = state.status == 0 && state.position < plan.plan().cache.capacity;
         self.before(plan, stream, 0)?;
-        issue(plan, stream, &mut |step| {
-            self.after(plan, stream, step, active).map_err(|e| e.at(plan.label(step)))
-        })?;
+        let mut after =
+            |step| self.after(plan, stream, step, active).map_err(|e| e.at(plan.label(step)));
+        issue(plan, stream, Some(&mut after))?;
         let total = self.token.line();
         self.line(format_args!("position {}: {total}", state.position))
     }

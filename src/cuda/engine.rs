@@ -10,25 +10,22 @@
 //! away by setting the step state back. Cache rows beyond the position are written again before
 //! they are read.
 
-use super::bind::{BoundPlan, KernelSource};
+use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
 use super::ceiling::{self, ReadCeiling};
 use super::driver::{Context, Device, Frozen, Stream, calls};
 use super::eager::{Comparison, Debugger, cache_to_f32};
+use super::fill::fill_caches;
 use super::graph::{CapturedGraph, Census};
 use super::issue::issue;
 use super::kernels;
 use super::step_state::{Entry, NOT_FORCED, RingReader, StepState};
 use crate::checkpoint::Checkpoint;
+use crate::engine::{Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Mode};
 use crate::error::{Error, Result};
-use crate::ops::{Buf, KvType};
+use crate::ops::Buf;
 use crate::plan::DecodePlan;
 use crate::reference;
-use crate::session::{
-    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Mode, fill_row,
-};
-use half::f16;
-use rayon::prelude::*;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -44,7 +41,7 @@ const SPINS: u32 = 4096;
 const POLLS: u32 = 64;
 /// After this time without a token the driver is asked whether the device still works.
 const FIRST_QUERY: Duration = Duration::from_millis(50);
-/// After this time without a token the device counts as lost.
+/// After this time without a token the device counts as lost, unless another is set.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What an engine is made for.
@@ -56,6 +53,10 @@ pub struct CudaOptions {
     pub mode: Mode,
     /// Anything but off is launch by launch.
     pub debug: DebugLevel,
+    /// A kernel a step, also where the persistent kernel could take the whole token.
+    pub separate: bool,
+    /// The persistent kernel keeps readings of the clock.
+    pub trace: bool,
 }
 
 /// A plan bound to a device, and where it stands.
@@ -84,6 +85,8 @@ pub struct CudaEngine {
     forced: (u32, Vec<u32>),
     /// Positions of the device's table that are forced.
     table: (u32, u32),
+    /// After this time without a token the device counts as lost.
+    deadline: Duration,
 }
 
 impl CudaEngine {
@@ -117,7 +120,8 @@ impl CudaEngine {
         let device = Device::get(options.device)?;
         let context = Context::new(device)?;
         let info = info(device)?;
-        let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, progress)?);
+        let want = Want { separate: options.separate, trace: options.trace };
+        let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();
         let graph = match (options.mode, options.debug) {
@@ -158,7 +162,17 @@ impl CudaEngine {
             overrun: false,
             forced: (0, Vec::new()),
             table: (0, 0),
+            deadline: DEADLINE,
         })
+    }
+
+    /// Counts the device as lost after `deadline` without a token; 120 seconds unless set.
+    ///
+    /// Only the wait for a token is bounded: copies to and from the device (while it is made, in
+    /// [`seek`](Self::seek), [`logits`](Self::logits), [`cache`](Self::cache)) return when the
+    /// driver does. Nothing waits for a device that counts as lost, dropping the engine included.
+    pub fn give_up_after(&mut self, deadline: Duration) {
+        self.deadline = deadline;
     }
 
     /// The plan and its memory.
@@ -197,6 +211,15 @@ impl CudaEngine {
     /// [`Error::Driver`].
     pub fn poison(&mut self, byte: u8) -> Result<()> {
         self.plan.poison(&self.stream, byte)
+    }
+
+    /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn trace(&self) -> Result<Vec<u32>> {
+        self.plan.trace(&self.stream)
     }
 
     /// What `DebugLevel::Compare` found so far.
@@ -368,7 +391,7 @@ impl CudaEngine {
         match (&mut self.debug, &mut self.graph) {
             (Some(debug), _) => debug.token(&self.plan, &self.stream),
             (None, Some(graph)) => graph.replay(&self.stream),
-            (None, None) => issue(&self.plan, &self.stream, &mut |_| Ok(())),
+            (None, None) => issue(&self.plan, &self.stream, Some(&mut |_| Ok(()))),
         }
     }
 
@@ -394,7 +417,7 @@ impl CudaEngine {
             if waited < query_at {
                 continue;
             }
-            query_at = waited * 2;
+            query_at = (waited * 2).min(self.deadline);
             // A fault is told here, and not waited for.
             if self.stream.is_done()? {
                 let entry = self.reader.poll(self.plan.ring())?;
@@ -403,15 +426,12 @@ impl CudaEngine {
                     Error::Internal(format!("position {position}: the graph ended without a token"))
                 });
             }
-            if waited > DEADLINE {
-                let seconds = DEADLINE.as_secs();
-                return Err(Error::Driver {
-                    at: format!("position {}", self.position),
-                    call: "cuGraphLaunch",
-                    code: 702,
-                    name: format!("the device gave no token within {seconds} seconds"),
-                    fatal: true,
-                });
+            if waited >= self.deadline {
+                return Err(self.context.give_up(&format!(
+                    "position {}: no token within {} seconds",
+                    self.position,
+                    self.deadline.as_secs_f32()
+                )));
             }
         }
     }
@@ -429,7 +449,7 @@ impl CudaEngine {
             self.launched = self.launched.wrapping_add(1);
             match &mut self.graph {
                 Some(graph) => graph.replay(&self.stream)?,
-                None => issue(&self.plan, &self.stream, &mut |_| Ok(()))?,
+                None => issue(&self.plan, &self.stream, Some(&mut |_| Ok(())))?,
             }
             match self.answer()? {
                 Entry::Chosen { .. } => self.overrun = false,
@@ -445,34 +465,11 @@ impl CudaEngine {
     ///
     /// [`Error::Internal`] beyond the capacity; [`Error::Driver`].
     pub fn fill_cache(&mut self, positions: u32, seed: u64) -> Result<()> {
-        let cache = self.plan.plan().cache;
-        if positions > cache.capacity {
-            let capacity = cache.capacity;
+        let capacity = self.plan.plan().cache.capacity;
+        if positions > capacity {
             return Err(Error::Internal(format!("{positions} positions to fill, of {capacity}")));
         }
-        if positions == 0 {
-            return Ok(());
-        }
-        let dim = cache.head_dim as usize;
-        let row_bytes = dim * cache.kind.bytes() as usize;
-        let mut rows = vec![0u8; row_bytes * positions as usize];
-        for layer in 0..cache.layers {
-            for (i, half) in [CacheHalf::Keys, CacheHalf::Values].into_iter().enumerate() {
-                for head in 0..cache.kv_heads {
-                    rows.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
-                        || vec![0.0; dim],
-                        |values, (position, row)| {
-                            fill_row(seed, layer, half, head, position as u32, values);
-                            encode(cache.kind, values, row);
-                        },
-                    );
-                    let at =
-                        u64::from(head) * u64::from(cache.capacity) * u64::from(cache.head_dim);
-                    self.plan.write_cache(&self.stream, layer, i, at, &rows)?;
-                }
-            }
-        }
-        Ok(())
+        fill_caches(&self.context, &self.stream, &self.plan, positions, seed)
     }
 
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
@@ -503,22 +500,6 @@ impl Drop for CudaEngine {
     fn drop(&mut self) {
         // What is in flight uses the memory that goes next. A fault was told where it happened.
         let _ = self.stream.synchronize();
-    }
-}
-
-/// `values` as elements of a cache of `kind`.
-fn encode(kind: KvType, values: &[f32], row: &mut [u8]) {
-    match kind {
-        KvType::F16 => {
-            for (value, to) in values.iter().zip(row.chunks_exact_mut(2)) {
-                to.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
-            }
-        }
-        KvType::F32 => {
-            for (value, to) in values.iter().zip(row.chunks_exact_mut(4)) {
-                to.copy_from_slice(&value.to_le_bytes());
-            }
-        }
     }
 }
 
@@ -575,6 +556,11 @@ impl Engine for CudaEngine {
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
         CudaEngine::cache(self, layer)
     }
+
+    fn trace(&mut self) -> Result<Vec<u32>> {
+        CudaEngine::trace(self)
+    }
+
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         CudaEngine::debug_to(self, out);
     }

@@ -119,7 +119,10 @@ fn expected(plan: &BoundPlan) -> Vec<Expected> {
         shared_bytes: launch.shared_bytes,
         programmatic: plan.programmatic(i),
     };
-    plan.launches().iter().enumerate().map(of).collect()
+    match plan.token() {
+        Some((launch, _)) => vec![Expected { label: "token".to_owned(), ..of((0, launch)) }],
+        None => plan.launches().iter().enumerate().map(of).collect(),
+    }
 }
 
 /// One token as an executable graph; owns, by reference count, all memory that it points at.
@@ -140,7 +143,7 @@ impl CapturedGraph {
     /// [`Error::Internal`] when the capture is not the plan; [`Error::Driver`].
     pub fn capture(plan: &Arc<BoundPlan>, stream: &Stream) -> Result<Self> {
         let start = Instant::now();
-        let graph = stream.capture(|| issue(plan, stream, &mut |_| Ok(())))?;
+        let graph = stream.capture(|| issue(plan, stream, None))?;
         let census = compare(&graph.nodes()?, &graph.edges()?, &expected(plan))?;
         let mut exec = graph.instantiate(vec![plan.clone()])?;
         exec.upload(stream)?;

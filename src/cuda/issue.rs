@@ -17,6 +17,8 @@ pub(crate) struct BoundStep {
     pub(super) shared_bytes: u32,
     /// May start before its predecessor in the same graph has ended.
     pub(super) programmatic: bool,
+    /// All its blocks run at the same time.
+    pub(super) cooperative: bool,
     /// One slot a parameter.
     pub(super) args: Vec<u64>,
 }
@@ -28,11 +30,13 @@ impl BoundStep {
             // the step state: it waits for its end.
             programmatic: self.programmatic && !first,
             cluster: (self.cluster > 1).then_some([self.cluster, 1, 1]),
+            cooperative: self.cooperative,
         }
     }
 }
 
 /// Puts every step of `plan` on `stream`; `after` gets the index of each step that was queued.
+/// Without `after`, a plan that has a program is put there as one launch.
 ///
 /// The caller keeps `plan` until the stream has done the work or, when it is recorded, as long as
 /// the graph or an executable of it exists.
@@ -43,11 +47,17 @@ impl BoundStep {
 pub(super) fn issue(
     plan: &BoundPlan,
     stream: &Stream,
-    after: &mut dyn FnMut(usize) -> Result<()>,
+    after: Option<&mut dyn FnMut(usize) -> Result<()>>,
 ) -> Result<()> {
+    if let (Some((_, token)), None) = (plan.token(), &after) {
+        return queue(stream, token, true).map_err(|e| e.at("token"));
+    }
+    let mut after = after;
     for (i, step) in plan.bound().iter().enumerate() {
         queue(stream, step, i == 0).map_err(|e| e.at(plan.label(i)))?;
-        after(i)?;
+        if let Some(after) = &mut after {
+            after(i)?;
+        }
     }
     Ok(())
 }
@@ -60,7 +70,7 @@ fn queue(stream: &Stream, step: &BoundStep, first: bool) -> Result<()> {
     args.copy_from_slice(&step.args);
     // SAFETY: a `BoundStep` is made only where its arguments were compared with the entry's
     // parameter list, by number and width, and its addresses taken from memory that the maker
-    // owns and keeps until the stream is done (`BoundPlan`, `ceiling`).
+    // owns and keeps until the stream is done (`BoundPlan`, `ceiling`, `fill`).
     unsafe {
         launch(
             stream,

@@ -15,7 +15,9 @@ fn parameter_of(arg: &Arg) -> ParamType {
         | Arg::Ring
         | Arg::Keys(_)
         | Arg::Values(_)
-        | Arg::Counters => ParamType::U64,
+        | Arg::Counters
+        | Arg::Program
+        | Arg::Trace => ParamType::U64,
         Arg::U32(_) => ParamType::U32,
         Arg::F32(_) => ParamType::F32,
     }

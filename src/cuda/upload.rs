@@ -101,6 +101,15 @@ enum What<'a> {
 }
 
 impl Piece<'_> {
+    /// The piece is filled soon.
+    fn announce(&self, checkpoint: &Checkpoint) {
+        match &self.what {
+            What::Rows { info, from, .. } => checkpoint.will_read(info, *from, self.file_bytes),
+            What::Vector { info } => checkpoint.will_read(info, 0, self.file_bytes),
+            What::Computed { .. } => {}
+        }
+    }
+
     /// Fills `out` `[bytes]`; `file` is scratch memory.
     fn fill(&self, checkpoint: &Checkpoint, file: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
         match &self.what {
@@ -264,7 +273,13 @@ pub fn upload<T: Target>(
         });
         let mut done = 0;
         let mut packed = Ok(());
-        for window in &windows {
+        for (n, window) in windows.iter().enumerate() {
+            windows
+                .iter()
+                .skip(n + 1)
+                .take(1)
+                .flat_map(|w| w.iter())
+                .for_each(|p| p.announce(checkpoint));
             // Without a buffer the copier has failed: its error is told below.
             let Ok(mut buffer) = emptied.recv() else { break };
             packed = pack(checkpoint, window, buffer.as_mut());

@@ -1,7 +1,7 @@
 //! `out[h] = Σ_p softmax_p(scale · q[h] · keys[g(h), p]) values[g(h), p]`, `p ≤ position`,
 //! `g(h) = h · kv_heads / heads`
 
-use super::host::dot;
+use super::product::dot;
 use super::{Arg, Buf, CacheRef, Describe, Gpu, HostMemory, Launch, Traffic, WeightId};
 use rayon::prelude::*;
 

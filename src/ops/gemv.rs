@@ -100,7 +100,7 @@ pub fn tiles(rows: u32) -> u32 {
 }
 
 /// A pointer argument, or null.
-pub(super) fn optional(v: Option<super::Vector>) -> Arg {
+pub fn optional(v: Option<super::Vector>) -> Arg {
     v.map_or(Arg::Null, |v| Arg::Weight(v.id))
 }
 

@@ -45,6 +45,10 @@ pub enum Arg {
     Values(u32),
     /// Device address of the arrival counters: zero before and after every kernel that uses them.
     Counters,
+    /// Device address of the persistent kernel's instructions.
+    Program,
+    /// Device address of its trace; null unless it is profiled.
+    Trace,
     /// A count or size fixed for the life of the plan.
     U32(u32),
     /// A constant fixed for the life of the plan.

@@ -15,6 +15,7 @@ mod host;
 mod kv_append;
 mod launch;
 mod matvec;
+mod product;
 mod rms_norm;
 mod rope;
 mod summary;

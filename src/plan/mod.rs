@@ -9,6 +9,7 @@
 mod builder;
 pub mod fuse;
 mod listing;
+pub mod program;
 mod workspace;
 
 pub use builder::PlanBuilder;

@@ -1,6 +1,7 @@
 //! Workspace: every intermediate vector of a plan in one allocation, reused by lifetime.
 
 use super::DecodePlan;
+use crate::ops::{HostMemory, HostWeight};
 
 /// Alignment of a buffer, bytes.
 const ALIGNMENT: usize = 256;
@@ -91,5 +92,18 @@ impl WorkspaceLayout {
     /// Bytes of the workspace.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The host twin of this workspace, with `weights` in the order of the plan's table and one pair
+    /// of caches of `cache_len` elements per layer.
+    pub fn host_memory(
+        &self,
+        weights: Vec<HostWeight>,
+        layers: usize,
+        cache_len: usize,
+    ) -> HostMemory {
+        let words = |p: &Placement| p.offset / 4..(p.offset + p.bytes) / 4;
+        let ranges = self.placements.iter().map(words).collect();
+        HostMemory::new(self.bytes / 4, ranges, weights, layers, cache_len)
     }
 }

@@ -1,5 +1,6 @@
 //! Unquantised weights: `F32`, `F16`, `BF16`, one value a block.
 
+use super::planes::half_of;
 use super::random::{Bits, normals};
 use super::tile::ROWS;
 use super::{DotKind, Facts, Format};
@@ -79,7 +80,7 @@ impl<const BRAIN: bool> Format for SixteenBit<BRAIN> {
             *out = if BRAIN {
                 f32::from_le_bytes([0, 0, b[0], b[1]])
             } else {
-                f16::from_le_bytes([b[0], b[1]]).to_f32()
+                half_of(u16::from_le_bytes([b[0], b[1]]))
             };
         }
     }

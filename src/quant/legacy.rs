@@ -89,21 +89,22 @@ impl<const BITS: usize, const MIN: bool> Format for Legacy<BITS, MIN> {
         for (block, out) in blocks.zip(out.chunks_exact_mut(STEP)) {
             let d = half_at(block, 0);
             let m = if MIN { half_at(block, 2) } else { 0.0 };
-            // Eight at a time, as arrays: what the compiler turns into vectors.
             if BITS == 4 {
-                let stored = block[Self::QUANTS..Self::BYTES].as_chunks::<8>().0;
+                // One loop a half: bytes are widened where they lie, sixteen neighbours at a time.
+                let stored = &block[Self::QUANTS..Self::BYTES];
                 let (first, second) = out.split_at_mut(STEP / 2);
-                let parts = first.as_chunks_mut::<8>().0.iter_mut().zip(second.as_chunks_mut().0);
-                for ((first, second), q) in parts.zip(stored) {
-                    *first = q.map(|q| Self::weight(q & 15, d, m));
-                    *second = q.map(|q| Self::weight(q >> 4, d, m));
+                for (out, q) in first.iter_mut().zip(stored) {
+                    *out = Self::weight(q & 15, d, m);
+                }
+                for (out, q) in second.iter_mut().zip(stored) {
+                    *out = Self::weight(q >> 4, d, m);
                 }
                 continue;
             }
             let mut q = [0; STEP];
             Self::quants(block, &mut q);
-            for (out, q) in out.as_chunks_mut::<8>().0.iter_mut().zip(q.as_chunks::<8>().0) {
-                *out = q.map(|q| Self::weight(q, d, m));
+            for (out, q) in out.iter_mut().zip(q) {
+                *out = Self::weight(q, d, m);
             }
         }
     }

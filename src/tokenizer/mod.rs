@@ -12,15 +12,18 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Defect, Error, Result};
 
 mod byte_level;
 mod pretokenize;
+mod source;
 mod special;
 mod spm;
 mod stream;
 mod vocabulary;
 
+pub use source::VocabSource;
 pub use stream::StreamDecoder;
 
 use byte_level::{Alphabet, ByteLevel};
@@ -30,40 +33,6 @@ use vocabulary::{Defaults, Kind, Vocabulary, byte_value};
 
 /// Longest chat template that is kept, in bytes; published ones have less than a tenth of it.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
-
-/// What a file says about its tokenizer: the values of the keys `tokenizer.ggml.*`.
-///
-/// An id of `u32::MAX` (−1 in the file) means "none"; an absent one means the format's default.
-#[derive(Clone, Debug, Default)]
-pub struct VocabSource {
-    /// `model`: `gpt2` or `llama`.
-    pub model: String,
-    /// `pre`: name of the pre-tokenizer.
-    pub pre: Option<String>,
-    /// `tokens`: `[tokens]` texts.
-    pub tokens: Vec<String>,
-    /// `token_type`: at least `[tokens]`; 1 normal, 2 unknown, 3 control, 4 user-defined,
-    /// 5 unused, 6 byte.
-    pub token_types: Option<Vec<i32>>,
-    /// `scores`: at least `[tokens]`; a pair of higher score is joined earlier.
-    pub scores: Option<Vec<f32>>,
-    /// `merges`: two texts with a space between, the most urgent first.
-    pub merges: Vec<String>,
-    /// `bos_token_id`.
-    pub bos: Option<u32>,
-    /// `eos_token_id`.
-    pub eos: Option<u32>,
-    /// `eot_token_id`.
-    pub eot: Option<u32>,
-    /// `unknown_token_id`.
-    pub unknown: Option<u32>,
-    /// `add_bos_token`.
-    pub add_bos: Option<bool>,
-    /// `add_space_prefix`; read for `llama` only.
-    pub add_space_prefix: Option<bool>,
-    /// `tokenizer.chat_template`.
-    pub chat_template: Option<String>,
-}
 
 enum Model {
     ByteLevel(Box<ByteLevel>),
@@ -160,6 +129,22 @@ impl Tokenizer {
             add_bos: source.add_bos.unwrap_or(add_bos),
             chat_template,
         })
+    }
+
+    /// The tokenizer of `checkpoint`, from its keys; `None` where the file names none.
+    ///
+    /// # Errors
+    /// As [`VocabSource::read`] and [`new`](Self::new), with the place of the key's value.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        let Some(source) = VocabSource::read(checkpoint)? else { return Ok(None) };
+        let placed = |error| match error {
+            Error::InvalidModel { path, at, offset: None, defect, why } => {
+                let offset = checkpoint.metadata().entry(&at).and_then(|e| e.offset);
+                Error::InvalidModel { path, at, offset, defect, why }
+            }
+            other => other,
+        };
+        Self::new(source, checkpoint.path()).map(Some).map_err(placed)
     }
 
     /// Ids of `text`. With `add_special`, the BOS token comes first if the model was trained so.

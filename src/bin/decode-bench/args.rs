@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Print the plan that would be captured; needs no GPU
     Graph(GraphArgs),
+    /// Show where a token's time goes, step by step
+    Profile(ProfileArgs),
     /// Compare two result files of `run -o json`
     Compare(CompareArgs),
     /// Write synthetic weights as a GGUF file
@@ -81,6 +83,9 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
+    /// A kernel a step, chained by programmatic launch, instead of one persistent kernel
+    #[arg(long)]
+    pub(crate) separate: bool,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }
@@ -264,6 +269,34 @@ pub(crate) struct GraphArgs {
     /// The plain plan, before fusion
     #[arg(long)]
     pub(crate) no_fuse: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Positions that are in the cache before
+    #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: u32,
+    /// Tokens of the plain replay that the profile is held against
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub(crate) n_gen: u32,
+    /// Tokens that are profiled
+    #[arg(long, value_name = "N", default_value_t = 32,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) tokens: u32,
+    /// Format
+    #[arg(short = 'o', long, value_name = "md|json", default_value = "md")]
+    pub(crate) output: ProfileFormat,
+}
+
+/// How `profile` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileFormat {
+    Md,
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -103,6 +103,8 @@ pub(crate) fn options(
         kv: kv_type(args)?,
         fused: !args.no_fuse,
         debug: environment.debug,
+        separate: args.separate,
+        trace: false,
     })
 }
 

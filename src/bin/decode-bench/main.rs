@@ -22,6 +22,8 @@ mod interrupt;
 mod lists;
 mod load;
 mod output;
+mod profile;
+mod passage;
 mod progress;
 mod run;
 mod sampling;
@@ -81,6 +83,7 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Verify(args) => verify::run(&args, &environment),
         Command::Inspect(args) => inspect::run(&args),
         Command::Graph(args) => graph::run(&args),
+        Command::Profile(args) => profile::run(&args, &environment),
         Command::Compare(args) => compare::run(&args),
         Command::Synth(args) => synth::run(&args, &environment),
         Command::Doctor(args) => doctor::run(&args),

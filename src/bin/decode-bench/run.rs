@@ -36,8 +36,9 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
         delay: Duration::from_secs(args.delay.into()),
     };
 
-    let mut reports = Reports::new(args)?;
+    // Before the first byte of the report: what is begun is ended.
     interrupt::watch();
+    let mut reports = Reports::new(args)?;
     for (i, &test) in tests.iter().enumerate() {
         if args.progress {
             note(&format!("{}/{}: {test}", i + 1, tests.len()));

@@ -4,12 +4,11 @@
 use crate::args::{Backend, VerifyArgs};
 use crate::environment::Environment;
 use crate::output::print;
-use crate::progress::Progress;
+use crate::passage::{Logits, Passage};
 use crate::sampling::top;
 use crate::{Outcome, golden, interrupt, load};
-use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
-use decode_graph::session::{BackendChoice, DecodeSession, Mode, SessionOptions};
+use decode_graph::session::{BackendChoice, Mode, SessionOptions};
 use decode_graph::verify::logsumexp;
 
 /// Σ(x − r)² / Σr² of a position's logits, at most.
@@ -35,43 +34,54 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
     let base =
         SessionOptions { kv: Some(kv), ..load::options(&args.engine, args.n_gen, environment)? };
     let on = |backend, mode, fused| SessionOptions { backend, mode, fused, ..base.clone() };
-    let reference = on(BackendChoice::Cpu, Mode::Eager, false);
-    let reference = logits(&model, &reference, &tokens, "cpu, plain", environment)?;
-    let candidates: &[(&str, SessionOptions)] = if cuda && args.engine.backend != Backend::Cpu {
-        &[
-            ("cuda, graph, fused", on(BackendChoice::Cuda, Mode::Graph, true)),
-            ("cuda, eager, fused", on(BackendChoice::Cuda, Mode::Eager, true)),
-            ("cuda, graph, plain", on(BackendChoice::Cuda, Mode::Graph, false)),
-        ]
-    } else {
-        &[("cpu, fused", on(BackendChoice::Cpu, Mode::Eager, true))]
+    let run = |name: &str, options: &SessionOptions| -> Result<(Passage, Passage)> {
+        let mut session = load::open(&model, options, environment)?;
+        let given = Passage::given(&mut session, &tokens, name, environment)?;
+        let first = tokens.first().copied().unwrap_or(0);
+        Ok((given, Passage::free(&mut session, first, args.n_gen)?))
     };
+    let reference = run("cpu, plain", &on(BackendChoice::Cpu, Mode::Eager, false))?;
+    // Each with the earlier one that it must equal in every bit.
+    let candidates: &[(&str, SessionOptions, Option<&str>)] =
+        if cuda && args.engine.backend != Backend::Cpu {
+            let (graph, eager) = ("cuda, graph, fused", "cuda, eager, fused");
+            &[
+                (graph, on(BackendChoice::Cuda, Mode::Graph, true), None),
+                (eager, on(BackendChoice::Cuda, Mode::Eager, true), Some(graph)),
+                ("cuda, graph, plain", on(BackendChoice::Cuda, Mode::Graph, false), None),
+            ]
+        } else {
+            &[("cpu, fused", on(BackendChoice::Cpu, Mode::Eager, true), Some("cpu, plain"))]
+        };
 
     let mut broken = Vec::new();
-    let mut graph: Option<Logits> = None;
     print(&format!(
         "{}: {} positions against the plain plan on the CPU ({} cache)\n",
         model.path().display(),
         tokens.len(),
         kv.name()
     ))?;
-    for (name, options) in candidates {
-        let found = logits(&model, options, &tokens, name, environment)?;
-        let difference = Difference::between(&reference, &found);
+    // The run before: all that any candidate is compared with in every bit.
+    let mut before = reference.clone();
+    for (name, options, same_as) in candidates {
+        let found = run(name, options)?;
+        let difference = Difference::between(&reference.0.logits, &found.0.logits);
         print(&format!("{name:<20} {difference}\n"))?;
         broken.extend(difference.broken().map(|what| format!("{name}: {what}")));
-        match (&graph, options.mode, options.fused) {
-            (None, Mode::Graph, true) => graph = Some(found),
-            (Some(graph), Mode::Eager, true) => {
-                let equal = same_bits(graph, &found);
-                print(&format!(
-                    "graph = eager, bit for bit: {}\n",
-                    if equal { "yes" } else { "NO" }
-                ))?;
-                broken.extend((!equal).then(|| "graph and eager differ".to_owned()));
+        if let Some(other) = same_as {
+            print(&format!("{name} = {other}, bit for bit:\n"))?;
+            for (kind, a, b) in
+                [("given tokens", &before.0, &found.0), ("own tokens", &before.1, &found.1)]
+            {
+                let differences = a.differences(b).join(", ");
+                let verdict = if differences.is_empty() { "yes" } else { "NO" };
+                print(&format!("  {kind:<13} {verdict}: {}\n", b.extent()))?;
+                broken.extend((!differences.is_empty()).then(|| {
+                    format!("{name} differs from {other} on {kind}: first at {differences}")
+                }));
             }
-            _ => {}
         }
+        before = found;
     }
     if broken.is_empty() {
         return print("verified\n").map(|()| Outcome::Done);
@@ -79,45 +89,9 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
     Err(Error::Verification(broken.join("; ")))
 }
 
-/// Logits of each position, `[positions][vocab]`.
-type Logits = Vec<Vec<f32>>;
-
-/// Teacher-forced: every configuration gets the same inputs, whatever it chose.
-fn logits(
-    model: &Checkpoint,
-    options: &SessionOptions,
-    tokens: &[u32],
-    name: &str,
-    environment: &Environment,
-) -> Result<Logits> {
-    let mut session = load::open(model, options, environment)?;
-    let bar = Progress::tokens(name.to_owned(), environment, tokens.len() as u64);
-    tokens
-        .iter()
-        .map(|&token| {
-            bar.step();
-            step(&mut session, token)
-        })
-        .collect()
-}
-
-/// Computes `token`; gives its logits `[vocab]`.
-fn step(session: &mut DecodeSession, token: u32) -> Result<Vec<f32>> {
-    if interrupt::requested() {
-        return Err(Error::Interrupted);
-    }
-    session.feed(token)?;
-    session.logits()
-}
-
 /// Ids spread over the vocabulary, the same in every run (Weyl sequence of the golden ratio).
 fn tokens(n: u32, vocab: u32) -> Vec<u32> {
     (1..=n).map(|i| i.wrapping_mul(0x9E37_79B9) % vocab.max(1)).collect()
-}
-
-fn same_bits(a: &Logits, b: &Logits) -> bool {
-    let bits = |l: &Logits| l.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-    bits(a) == bits(b)
 }
 
 /// How far logits are from the reference's.

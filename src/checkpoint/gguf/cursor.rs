@@ -1,7 +1,7 @@
 //! A bounded, forward-only reader over a file's header: the one place that turns bytes of an
 //! untrusted file into numbers.
 
-use super::super::map;
+use super::super::read_exact_at;
 use crate::error::{Defect, Error, Result};
 use std::fmt::Arguments;
 use std::fs::File;
@@ -13,10 +13,19 @@ pub(super) const HEADER_CAP: u64 = 256 << 20;
 /// Bytes copied out of the file at a time; bounds the memory used beyond the values kept.
 const WINDOW: u64 = 1 << 20;
 
+/// Where the bytes of a header are.
+#[derive(Clone, Copy)]
+pub(in super::super) enum Bytes<'a> {
+    /// In a file, which may change at any time: they are copied before they are looked at.
+    File(&'a File),
+    /// In memory of our own, the whole file.
+    Memory(&'a [u8]),
+}
+
 /// Reads little-endian fields in order, refusing to pass the end of the file or [`HEADER_CAP`].
 pub(super) struct Cursor<'a> {
     path: &'a Path,
-    file: &'a File,
+    bytes: Bytes<'a>,
     file_bytes: u64,
     window: Vec<u8>,
     /// Position in the file of `window[0]`.
@@ -26,8 +35,8 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(path: &'a Path, file: &'a File, file_bytes: u64) -> Self {
-        Self { path, file, file_bytes, window: Vec::new(), window_start: 0, next: 0 }
+    pub(super) fn new(path: &'a Path, bytes: Bytes<'a>, file_bytes: u64) -> Self {
+        Self { path, bytes, file_bytes, window: Vec::new(), window_start: 0, next: 0 }
     }
 
     /// Bytes from the start of the file.
@@ -78,11 +87,31 @@ impl<'a> Cursor<'a> {
             let from = self.window_start + have;
             let want = (count as u64).max(WINDOW).min(self.file_bytes - self.window_start) - have;
             // `want` fits usize: it is at most `count` or the window.
-            map::copy_range(self.path, self.file, from, want as usize, &mut self.window)?;
+            self.fill(from, want as usize)?;
         }
         let start = self.next;
         self.next += count;
         Ok(&self.window[start..self.next])
+    }
+
+    /// Appends bytes `[from, from + count)` to the window.
+    fn fill(&mut self, from: u64, count: usize) -> Result<()> {
+        match self.bytes {
+            Bytes::File(file) => {
+                let have = self.window.len();
+                self.window.resize(have + count, 0);
+                read_exact_at(self.path, file, "header", from, &mut self.window[have..])
+            }
+            Bytes::Memory(all) => {
+                let from = usize::try_from(from).unwrap_or(usize::MAX);
+                let end = from.saturating_add(count);
+                let bytes = all.get(from..end).ok_or_else(|| {
+                    Error::Internal(format!("bytes {from}..{end} of {} in memory", all.len()))
+                })?;
+                self.window.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
     }
 
     fn array<const N: usize>(&mut self, at: Arguments<'_>) -> Result<[u8; N]> {

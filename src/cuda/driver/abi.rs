@@ -52,6 +52,11 @@ impl LaunchAttribute {
         Self::words(4, blocks)
     }
 
+    /// CU_LAUNCH_ATTRIBUTE_COOPERATIVE, set.
+    pub(super) fn cooperative() -> Self {
+        Self::words(2, [1, 0, 0])
+    }
+
     fn words(id: u32, [x, y, z]: [u32; 3]) -> Self {
         let mut value = [0; 8];
         value[0] = u64::from(x) | u64::from(y) << 32;

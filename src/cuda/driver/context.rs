@@ -109,6 +109,11 @@ impl Device {
     /// [`Error::NoDevice`] without a driver or a device, with the reason.
     pub fn all() -> Result<Vec<Self>> {
         init()?;
+        // Each question is asked with a `u32` result before cust asks it, as in `init`.
+        let mut count = 0;
+        // SAFETY: `count` is a place to write to.
+        let code = unsafe { api::cuDeviceGetCount(&raw mut count) };
+        status::check("device count", "cuDeviceGetCount", code)?;
         let count = cust::device::Device::num_devices()
             .map_err(|e| from_cust("device count", "cuDeviceGetCount", e))?;
         if count == 0 {
@@ -116,6 +121,10 @@ impl Device {
         }
         (0..count)
             .map(|ordinal| {
+                let mut raw = 0;
+                // SAFETY: `raw` is a place to write to.
+                let code = unsafe { api::cuDeviceGet(&raw mut raw, ordinal.cast_signed()) };
+                status::check("device", "cuDeviceGet", code)?;
                 let device = cust::device::Device::get_device(ordinal)
                     .map_err(|e| from_cust("device", "cuDeviceGet", e))?;
                 Ok(Self { device, ordinal })
@@ -165,14 +174,13 @@ impl Device {
     ///
     /// [`Error::Driver`] when the driver refuses one of the questions.
     pub fn info(&self) -> Result<DeviceInfo> {
-        let name = self.device.name().map_err(|e| from_cust("device", "cuDeviceGetName", e))?;
-        let memory = self
-            .device
-            .total_memory()
-            .map_err(|e| from_cust("device", "cuDeviceTotalMem_v2", e))?;
+        let mut memory = 0;
+        // SAFETY: `memory` is a place to write to.
+        let code = unsafe { api::cuDeviceTotalMem_v2(&raw mut memory, self.device.as_raw()) };
+        status::check("device", "cuDeviceTotalMem_v2", code)?;
         Ok(DeviceInfo {
             ordinal: self.ordinal,
-            name,
+            name: self.name()?,
             pci_bus_id: self.pci_bus_id()?,
             compute_capability: (
                 self.attribute(attribute::COMPUTE_CAPABILITY_MAJOR)?,
@@ -187,6 +195,16 @@ impl Device {
             memory_bus_bits: self.attribute(attribute::GLOBAL_MEMORY_BUS_WIDTH_BITS).ok(),
             driver_version: driver_version()?,
         })
+    }
+
+    fn name(&self) -> Result<String> {
+        let mut text = [0u8; 256];
+        // SAFETY: 255 bytes may be written, so the last stays NUL.
+        let code =
+            unsafe { api::cuDeviceGetName(text.as_mut_ptr().cast(), 255, self.device.as_raw()) };
+        status::check("device", "cuDeviceGetName", code)?;
+        let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        Ok(text.to_string_lossy().into_owned())
     }
 
     fn pci_bus_id(&self) -> Result<String> {
@@ -400,6 +418,13 @@ impl Context {
     #[inline]
     pub(super) fn check(&self, at: &str, call: &'static str, code: u32) -> Result<()> {
         if code == 0 { Ok(()) } else { Err(self.fail(at, call, code)) }
+    }
+
+    /// The error for a device that does not come to an end of its work; the context counts as lost,
+    /// so that nothing waits for it any more.
+    #[cold]
+    pub(in crate::cuda) fn give_up(&self, at: &str) -> Error {
+        self.fail(at, "cuStreamQuery", status::LAUNCH_TIMEOUT)
     }
 
     #[cold]

@@ -19,6 +19,8 @@ pub struct Attributes {
     pub programmatic: bool,
     /// Blocks of a cluster, x y z. Compute capability 9.0.
     pub cluster: Option<[u32; 3]>,
+    /// All blocks run at the same time, or the launch is refused.
+    pub cooperative: bool,
 }
 
 /// Launches `function` on `stream`: `grid` [blocks, x y z], `block` [threads, x y z],
@@ -104,14 +106,19 @@ pub unsafe fn launch(
 }
 
 /// The driver's list, and how many of it are set.
-fn attribute_list(attributes: Attributes) -> ([LaunchAttribute; 2], u32) {
-    let programmatic = LaunchAttribute::programmatic();
-    match (attributes.programmatic, attributes.cluster) {
-        (true, Some(cluster)) => ([programmatic, LaunchAttribute::cluster(cluster)], 2),
-        (false, Some(cluster)) => ([LaunchAttribute::cluster(cluster); 2], 1),
-        (true, None) => ([programmatic; 2], 1),
-        (false, None) => ([programmatic; 2], 0),
+fn attribute_list(attributes: Attributes) -> ([LaunchAttribute; 3], u32) {
+    let mut list = [LaunchAttribute::programmatic(); 3];
+    let set = [
+        attributes.programmatic.then(LaunchAttribute::programmatic),
+        attributes.cluster.map(LaunchAttribute::cluster),
+        attributes.cooperative.then(LaunchAttribute::cooperative),
+    ];
+    let mut count = 0;
+    for (to, attribute) in list.iter_mut().zip(set.into_iter().flatten()) {
+        *to = attribute;
+        count += 1;
     }
+    (list, count)
 }
 
 #[cfg(test)]
@@ -120,13 +127,15 @@ mod tests {
 
     #[test]
     fn only_the_attributes_asked_for_are_passed() {
-        let ids = |programmatic, cluster| {
-            let (list, count) = attribute_list(Attributes { programmatic, cluster });
+        let ids = |programmatic, cluster, cooperative| {
+            let (list, count) = attribute_list(Attributes { programmatic, cluster, cooperative });
             list[..count as usize].iter().map(|a| a.id).collect::<Vec<_>>()
         };
-        assert_eq!(ids(false, None), [0u32; 0]);
-        assert_eq!(ids(true, None), [6]);
-        assert_eq!(ids(false, Some([2, 1, 1])), [4]);
-        assert_eq!(ids(true, Some([2, 1, 1])), [6, 4]);
+        assert_eq!(ids(false, None, false), [0u32; 0]);
+        assert_eq!(ids(true, None, false), [6]);
+        assert_eq!(ids(false, Some([2, 1, 1]), false), [4]);
+        assert_eq!(ids(true, Some([2, 1, 1]), false), [6, 4]);
+        assert_eq!(ids(false, None, true), [2]);
+        assert_eq!(ids(true, Some([2, 1, 1]), true), [6, 4, 2]);
     }
 }

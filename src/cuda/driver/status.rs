@@ -18,6 +18,8 @@ pub enum Class {
 
 /// CUDA_ERROR_OUT_OF_MEMORY.
 pub(super) const OUT_OF_MEMORY: u32 = 2;
+/// CUDA_ERROR_LAUNCH_TIMEOUT.
+pub(super) const LAUNCH_TIMEOUT: u32 = 702;
 /// CUDA_ERROR_NOT_READY: the answer "not yet" of a query.
 pub(super) const NOT_READY: u32 = 600;
 
@@ -59,7 +61,7 @@ fn advice(code: u32) -> Option<&'static str> {
         214 => "uncorrectable memory error: reset or replace the GPU",
         222 => "the PTX is newer than the driver: update the driver",
         700 | 714..=719 => "a kernel faulted: GPU_DEBUG=1 names the step",
-        702 => "a kernel ran longer than the display watchdog allows",
+        702 => "a kernel did not end, or not within the display watchdog's time",
         802 => "the GPU fabric is not ready: is nvidia-fabricmanager running?",
         803 => "the driver and its library differ in version: reboot after a driver update",
         804 => "compatibility libraries are installed for a device that has no such support",

@@ -1,0 +1,166 @@
+// The program of the persistent kernel: the plan's fused steps as data, and the mail by which one
+// step's results reach the next.
+//
+// Mail. Every vector that another block reads is published twice: as f32 in the workspace, for the
+// host and for the block's own later use, and as words of mail, f32 rounded to 24 bits whose low
+// eight bits are a tag. A reader polls until the tag is that of the version it needs: value and
+// validity are one 32-bit word, so nothing has to be fenced and no counter stands between two steps.
+//
+//   tag = (epoch · writes + ordinal) mod 256
+//
+// writes: how often the vector is published in a token; ordinal: which of them; epoch: the step's
+// number. A word's successive tags differ by one. A version is overwritten only by blocks that have
+// seen results which every reader of that version contributed to after reading it.
+#pragma once
+#include "../common.cuh"
+
+namespace persistent {
+
+enum Kind : uint32_t { EMBED = 0, QKV = 1, ATTENTION = 2, PROJECT = 3, GATE_UP = 4, LM_HEAD = 5 };
+
+// One step. Mirrors src/ops/instruction.rs slot by slot; a slot has 64 bits.
+struct alignas(128) Instruction {
+    // What the weight stream needs.
+    uint64_t kind;
+    uint64_t items;  // tiles, or pairs of tiles (GATE_UP); positions of a chunk (ATTENTION)
+    const uint8_t* weight[3];
+    uint64_t tiles[2];       // of the first and of the second matrix
+    uint64_t units;          // of a tile
+    uint64_t unit_bytes[2];  // of the first format and of the last matrix's
+    uint64_t tile_bytes[2];
+    uint64_t tail_bytes[2];  // of a tile's last unit
+    uint64_t tail;           // columns of a tile's last unit
+    uint64_t format[2];      // GGML type ids
+    // What the product needs.
+    const uint32_t* x;  // mail
+    uint64_t x_tag;     // writes << 16 | ordinal
+    const float* gain;
+    uint64_t eps;
+    uint64_t columns;
+    float* y;
+    uint32_t* y_mail;
+    uint64_t y_tag;
+    const float* residual;
+    const float* bias[3];
+    uint64_t rows[2];
+    // Rotation and cache (QKV), cache (ATTENTION).
+    const float* freqs;
+    uint64_t half_rotary;
+    uint64_t halves;
+    uint64_t magnitude;  // of a rotation; scale of the scores; of an embedding
+    uint64_t head_dim;
+    uint64_t kv_heads;
+    uint64_t group;  // query heads of a key/value head
+    uint64_t capacity;
+    void* keys;
+    void* values;
+    uint32_t* k_mail;
+    uint32_t* v_mail;
+    uint64_t* partials;
+    // The choice of the next token (LM_HEAD).
+    float* candidates;
+    uint32_t* counters;
+    const uint32_t* forced;
+    uint64_t* ring;
+};
+static_assert(sizeof(Instruction) == 384, "the host twin has 48 slots");
+
+__device__ __forceinline__ float as_float(uint64_t slot) {
+    return __uint_as_float(static_cast<uint32_t>(slot));
+}
+
+// The tag of a version: `slot` is writes << 16 | ordinal.
+__device__ __forceinline__ uint32_t tag_of(uint64_t slot, uint32_t epoch) {
+    const uint32_t s = static_cast<uint32_t>(slot);
+    return (epoch * (s >> 16) + (s & 0xffffu)) & 0xffu;
+}
+
+// v with its low eight bits replaced; rounded to nearest, infinities and NaNs kept.
+__device__ __forceinline__ uint32_t sealed(float v, uint32_t tag) {
+    const uint32_t w = __float_as_uint(v);
+    const bool finite = is_finite(v);
+    const uint32_t rounded = finite ? w + 0x80u : (v != v ? w | 0x400000u : w);
+    return (rounded & 0xffffff00u) | tag;
+}
+__device__ __forceinline__ float opened(uint32_t w) { return __uint_as_float(w & 0xffffff00u); }
+
+__device__ __forceinline__ void post(uint32_t* mail, uint32_t at, float v, uint32_t tag) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mail + at), "r"(sealed(v, tag)) : "memory");
+}
+
+__device__ __forceinline__ uint32_t peek(const uint32_t* mail) {
+    uint32_t w;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(w) : "l"(mail) : "memory");
+    return w;
+}
+__device__ __forceinline__ uint2 peek2(const uint32_t* mail) {
+    uint2 w;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(mail) : "memory");
+    return w;
+}
+__device__ __forceinline__ uint4 peek4(const uint32_t* mail) {
+    uint4 w;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "l"(mail)
+                 : "memory");
+    return w;
+}
+
+// Waits for one word.
+__device__ __forceinline__ float await(const uint32_t* mail, uint32_t tag) {
+    uint32_t w;
+    do w = peek(mail);
+    while (((w ^ tag) & 0xffu) != 0);
+    return opened(w);
+}
+
+// N = 2, 4 or 8 words, and how far their tags are from `tag` (0: they are the version).
+template <int N>
+__device__ __forceinline__ uint32_t peek_all(uint32_t (&w)[N], const uint32_t* mail, uint32_t tag) {
+#pragma unroll
+    for (int j = 0; j < N; j += (N >= 4 ? 4 : 2)) {
+        if constexpr (N >= 4) {
+            const uint4 q = peek4(mail + j);
+            w[j] = q.x, w[j + 1] = q.y, w[j + 2] = q.z, w[j + 3] = q.w;
+        } else {
+            const uint2 q = peek2(mail + j);
+            w[j] = q.x, w[j + 1] = q.y;
+        }
+    }
+    uint32_t wrong = 0;
+#pragma unroll
+    for (int j = 0; j < N; j++) wrong |= w[j] ^ tag;
+    return wrong & 0xffu;
+}
+
+// Waits for N words of each lane at each of BATCH places `stride` words apart, of which `mine` says
+// which there are (bit b). While some are missing the warp watches a single word, so that those who
+// wait leave the L2 to those who work.
+template <int BATCH, int N>
+__device__ __forceinline__ void await_all(float (&v)[BATCH][N], const uint32_t* mail, uint32_t stride, uint32_t mine,
+                                          uint32_t tag) {
+    uint32_t w[BATCH][N];
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+#pragma unroll
+        for (int j = 0; j < N; j++) w[b][j] = tag;
+    for (;;) {
+        const uint32_t* missing = nullptr;
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            if ((mine >> b & 1) != 0 && peek_all(w[b], mail + b * stride, tag) != 0)
+                missing = mail + b * stride + N - 1;
+        }
+        const uint32_t lanes = __ballot_sync(~0u, missing != nullptr);
+        if (lanes == 0) break;
+        const uint64_t at = __shfl_sync(~0u, reinterpret_cast<uint64_t>(missing), 31 - __clz(lanes));
+        while (((peek(reinterpret_cast<const uint32_t*>(at)) ^ tag) & 0xffu) != 0) {}
+    }
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+#pragma unroll
+        for (int j = 0; j < N; j++) v[b][j] = opened(w[b][j]);
+}
+
+}  // namespace persistent

@@ -1,0 +1,420 @@
+//! A step as the persistent kernel reads it: one row of 48 slots, plain data made without CUDA types.
+//!
+//! `ptx/persistent/program.cuh` declares the same slots in the same order. A step that has no such
+//! form (a plain op, an f32 cache, a head size without kernel) makes [`Program::of`] answer `None`:
+//! the plan is then issued kernel by kernel.
+
+use super::DecodePlan;
+use crate::ops::gemv::{activation_bytes, optional, tiles};
+use crate::ops::{Arg, Attention, Buf, Embed, Gpu, KvType, Matrix, Op, Pairing, RmsNorm, fused};
+use crate::quant::{TileLayout, tile};
+
+/// Slots of an instruction.
+pub const SLOTS: usize = 48;
+/// Warps of a block.
+pub const WARPS: u32 = 16;
+/// Warps that ask for weights: one thread does, a warp group is given its registers.
+pub const ASKING_WARPS: u32 = 4;
+/// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/stream.cuh`).
+const BOARD_BYTES: u32 = 12288;
+/// Units of a chunk, at most.
+const UNITS: u32 = 8;
+/// Tiles whose partial sums are held before they are added up.
+const FLUSH: u32 = 8;
+/// Bytes of a chunk of keys, or of values.
+const CHUNK_BYTES: u32 = 2048;
+/// Query heads of a key/value head, at most.
+const HEADS: u32 = 8;
+/// Shared memory that the kernel declares itself, rounded up.
+const STATIC_BYTES: u32 = 1024;
+
+/// What one slot is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Slot {
+    /// Anything that a launch can name.
+    Arg(Arg),
+    /// Address of a buffer's mail, `[elements]` words.
+    Mail(Buf),
+    /// `writes << 16 | ordinal`: which version of a buffer's mail.
+    Version {
+        /// Times that the buffer is published in a token.
+        writes: u16,
+        /// Which of them.
+        ordinal: u16,
+    },
+    /// Address of the partial results of a split attention.
+    Partials,
+}
+
+/// Kinds of step, by the number that the kernel knows them by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Embed = 0,
+    Qkv = 1,
+    Attention = 2,
+    Project = 3,
+    GateUp = 4,
+    LmHead = 5,
+}
+
+/// Index of each slot.
+mod at {
+    pub(super) const KIND: usize = 0;
+    pub(super) const ITEMS: usize = 1;
+    pub(super) const WEIGHT: usize = 2;
+    pub(super) const TILES: usize = 5;
+    pub(super) const UNITS: usize = 7;
+    pub(super) const UNIT_BYTES: usize = 8;
+    pub(super) const TILE_BYTES: usize = 10;
+    pub(super) const TAIL_BYTES: usize = 12;
+    pub(super) const TAIL: usize = 14;
+    pub(super) const FORMAT: usize = 15;
+    pub(super) const X: usize = 17;
+    pub(super) const X_TAG: usize = 18;
+    pub(super) const GAIN: usize = 19;
+    pub(super) const EPS: usize = 20;
+    pub(super) const COLUMNS: usize = 21;
+    pub(super) const Y: usize = 22;
+    pub(super) const Y_MAIL: usize = 23;
+    pub(super) const Y_TAG: usize = 24;
+    pub(super) const RESIDUAL: usize = 25;
+    pub(super) const BIAS: usize = 26;
+    pub(super) const ROWS: usize = 29;
+    pub(super) const FREQS: usize = 31;
+    pub(super) const HALF_ROTARY: usize = 32;
+    pub(super) const HALVES: usize = 33;
+    pub(super) const MAGNITUDE: usize = 34;
+    pub(super) const HEAD_DIM: usize = 35;
+    pub(super) const KV_HEADS: usize = 36;
+    pub(super) const GROUP: usize = 37;
+    pub(super) const CAPACITY: usize = 38;
+    pub(super) const KEYS: usize = 39;
+    pub(super) const VALUES: usize = 40;
+    pub(super) const K_MAIL: usize = 41;
+    pub(super) const V_MAIL: usize = 42;
+    pub(super) const PARTIALS: usize = 43;
+    pub(super) const CANDIDATES: usize = 44;
+    pub(super) const COUNTERS: usize = 45;
+    pub(super) const FORCED: usize = 46;
+    pub(super) const RING: usize = 47;
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instruction {
+    /// In the kernel's order.
+    pub slots: [Slot; SLOTS],
+}
+
+/// A whole plan for the persistent kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// One a step.
+    pub instructions: Vec<Instruction>,
+    /// Buffers that have mail, with their words and how often a token publishes them.
+    pub mail: Vec<(Buf, u32, u16)>,
+    /// 64-bit words of partial results.
+    pub partials: u64,
+    /// Blocks.
+    pub grid: u32,
+    /// Bytes of the ring.
+    pub ring_bytes: u32,
+    /// Bytes of the staged activations.
+    pub record_bytes: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// What is published while the steps are walked.
+#[derive(Default)]
+struct Mail {
+    published: Vec<(Buf, u32, u16)>,
+    /// Key and value buffers of the last `qkv`.
+    appended: Option<(Buf, Buf)>,
+}
+
+impl Mail {
+    fn ordinal(&self, buf: Buf) -> Option<u16> {
+        self.published.iter().find(|m| m.0 == buf).and_then(|m| m.2.checked_sub(1))
+    }
+
+    fn publish(&mut self, buf: Buf, elements: u32) -> Option<u16> {
+        match self.published.iter_mut().find(|m| m.0 == buf) {
+            Some(m) => {
+                m.2 = m.2.checked_add(1)?;
+                (m.1 == elements).then_some(m.2 - 1)
+            }
+            None => {
+                self.published.push((buf, elements, 1));
+                Some(0)
+            }
+        }
+    }
+}
+
+impl Instruction {
+    fn new(kind: Kind) -> Self {
+        let mut this = Self { slots: [Slot::Arg(Arg::Null); SLOTS] };
+        this.number(at::KIND, kind as u32);
+        this
+    }
+
+    fn arg(&mut self, slot: usize, arg: Arg) {
+        self.slots[slot] = Slot::Arg(arg);
+    }
+
+    fn number(&mut self, slot: usize, n: u32) {
+        self.arg(slot, Arg::U32(n));
+    }
+
+    /// Geometry of the first matrix, or (`which` 1) of the last one.
+    fn matrix(&mut self, which: usize, w: &Matrix) {
+        let layout =
+            TileLayout { format: w.format, rows: w.rows as usize, columns: w.columns as usize };
+        self.number(at::UNIT_BYTES + which, layout.unit_bytes() as u32);
+        self.number(at::TILE_BYTES + which, layout.tile_bytes() as u32);
+        self.number(at::TAIL_BYTES + which, layout.tail_bytes() as u32);
+        self.number(at::FORMAT + which, w.format.describe().ggml_id());
+        if which == 0 {
+            self.number(at::UNITS, layout.units() as u32);
+            self.number(at::TAIL, layout.tail_columns() as u32);
+            self.number(at::COLUMNS, w.columns);
+            self.arg(at::WEIGHT, Arg::Weight(w.id));
+            self.number(at::ROWS, w.rows);
+            self.number(at::TILES, tiles(w.rows));
+            self.number(at::ITEMS, tiles(w.rows));
+        }
+    }
+
+    fn reads(&mut self, mail: &Mail, buf: Buf) -> Option<()> {
+        self.slots[at::X] = Slot::Mail(buf);
+        self.slots[at::X_TAG] = Slot::Version { writes: 0, ordinal: mail.ordinal(buf)? };
+        Some(())
+    }
+
+    fn writes(&mut self, mail: &mut Mail, buf: Buf, elements: u32) -> Option<()> {
+        self.arg(at::Y, Arg::Buf(buf));
+        self.slots[at::Y_MAIL] = Slot::Mail(buf);
+        let ordinal = mail.publish(buf, elements)?;
+        self.slots[at::Y_TAG] = Slot::Version { writes: 0, ordinal };
+        Some(())
+    }
+
+    fn norm(&mut self, norm: &RmsNorm) {
+        self.arg(at::GAIN, Arg::Weight(norm.gain.id));
+        self.arg(at::EPS, Arg::F32(norm.eps));
+    }
+
+    fn embed(op: &Embed, mail: &mut Mail) -> Option<Self> {
+        let mut this = Self::new(Kind::Embed);
+        this.matrix(0, &op.table);
+        this.arg(at::MAGNITUDE, Arg::F32(op.scale));
+        this.writes(mail, op.out, op.table.columns)?;
+        Some(this)
+    }
+
+    fn qkv(op: &fused::Qkv, mail: &mut Mail) -> Option<Self> {
+        let (q, k, v) = (&op.q.weight, &op.k.weight, &op.v.weight);
+        let one_kind = q.format.describe().dot_kind() == v.format.describe().dot_kind();
+        let cache = &op.append.cache;
+        if q.format != k.format || !one_kind || cache.kind != KvType::F16 {
+            return None;
+        }
+        let mut this = Self::new(Kind::Qkv);
+        this.reads(mail, op.norm.x)?;
+        this.norm(&op.norm);
+        this.matrix(0, q);
+        this.matrix(1, v);
+        this.arg(at::WEIGHT + 1, Arg::Weight(k.id));
+        this.arg(at::WEIGHT + 2, Arg::Weight(v.id));
+        this.number(at::TILES + 1, tiles(k.rows));
+        this.number(at::ROWS + 1, k.rows);
+        this.number(at::ITEMS, tiles(q.rows) + tiles(k.rows) + tiles(v.rows));
+        for (i, m) in [&op.q, &op.k, &op.v].into_iter().enumerate() {
+            this.arg(at::BIAS + i, optional(m.bias));
+        }
+        this.writes(mail, op.q.out, q.rows)?;
+        mail.publish(op.k.out, k.rows)?;
+        mail.publish(op.v.out, v.rows)?;
+        mail.appended = Some((op.k.out, op.v.out));
+        this.slots[at::K_MAIL] = Slot::Mail(op.k.out);
+        this.slots[at::V_MAIL] = Slot::Mail(op.v.out);
+        this.arg(at::FREQS, Arg::Weight(op.rope_q.freqs.id));
+        this.number(at::HALF_ROTARY, op.rope_q.freqs.len);
+        this.number(at::HALVES, u32::from(op.rope_q.pairing == Pairing::Halves));
+        this.arg(at::MAGNITUDE, Arg::F32(op.rope_q.magnitude));
+        this.number(at::HEAD_DIM, cache.head_dim);
+        this.number(at::CAPACITY, cache.capacity);
+        this.arg(at::KEYS, Arg::Keys(cache.layer));
+        this.arg(at::VALUES, Arg::Values(cache.layer));
+        Some(this)
+    }
+
+    fn attention(op: &Attention, mail: &mut Mail) -> Option<Self> {
+        let cache = &op.cache;
+        let (k, v) = mail.appended?;
+        if cache.kind != KvType::F16 || !matches!(cache.head_dim, 64 | 128) || op.group() > HEADS {
+            return None;
+        }
+        let mut this = Self::new(Kind::Attention);
+        this.reads(mail, op.q)?;
+        this.writes(mail, op.out, op.heads * cache.head_dim)?;
+        this.number(at::ITEMS, CHUNK_BYTES / 2 / cache.head_dim);
+        this.arg(at::MAGNITUDE, Arg::F32(op.scale));
+        this.number(at::HEAD_DIM, cache.head_dim);
+        this.number(at::KV_HEADS, cache.kv_heads);
+        this.number(at::GROUP, op.group());
+        this.number(at::CAPACITY, cache.capacity);
+        this.arg(at::KEYS, Arg::Keys(cache.layer));
+        this.arg(at::VALUES, Arg::Values(cache.layer));
+        this.slots[at::K_MAIL] = Slot::Mail(k);
+        this.slots[at::V_MAIL] = Slot::Mail(v);
+        this.slots[at::PARTIALS] = Slot::Partials;
+        Some(this)
+    }
+
+    fn project(op: &fused::Project, mail: &mut Mail) -> Option<Self> {
+        let w = &op.mat.weight;
+        let mut this = Self::new(Kind::Project);
+        this.reads(mail, op.mat.x)?;
+        this.matrix(0, w);
+        this.arg(at::BIAS, optional(op.mat.bias));
+        this.arg(at::RESIDUAL, Arg::Buf(op.add.out));
+        this.writes(mail, op.add.out, w.rows)?;
+        Some(this)
+    }
+
+    fn gate_up(op: &fused::GateUp, mail: &mut Mail) -> Option<Self> {
+        let (gate, up) = (&op.gate.weight, &op.up.weight);
+        let mut this = Self::new(Kind::GateUp);
+        this.reads(mail, op.norm.x)?;
+        this.norm(&op.norm);
+        this.matrix(0, gate);
+        this.arg(at::WEIGHT + 1, Arg::Weight(up.id));
+        this.arg(at::BIAS, optional(op.gate.bias));
+        this.arg(at::BIAS + 1, optional(op.up.bias));
+        this.writes(mail, op.act.out, gate.rows)?;
+        Some(this)
+    }
+
+    fn lm_head(op: &fused::LmHead, mail: &mut Mail) -> Option<Self> {
+        let mut this = Self::new(Kind::LmHead);
+        this.reads(mail, op.norm.x)?;
+        this.norm(&op.norm);
+        this.matrix(0, &op.head.weight);
+        this.arg(at::BIAS, optional(op.head.bias));
+        this.arg(at::Y, Arg::Buf(op.head.out));
+        this.slots[at::Y_TAG] = Slot::Arg(Arg::U32(0));
+        this.arg(at::CANDIDATES, Arg::Buf(op.argmax.candidates));
+        this.arg(at::COUNTERS, Arg::Counters);
+        this.arg(at::FORCED, Arg::Forced);
+        this.arg(at::RING, Arg::Ring);
+        Some(this)
+    }
+
+    fn of(op: &Op, mail: &mut Mail) -> Option<Self> {
+        match op {
+            Op::Embed(op) => Self::embed(op, mail),
+            Op::Qkv(op) => Self::qkv(op, mail),
+            Op::Attention(op) => Self::attention(op, mail),
+            Op::Project(op) => Self::project(op, mail),
+            Op::GateUp(op) => Self::gate_up(op, mail),
+            Op::LmHead(op) => Self::lm_head(op, mail),
+            Op::RmsNorm(_)
+            | Op::MatVec(_)
+            | Op::Rope(_)
+            | Op::KvAppend(_)
+            | Op::Add(_)
+            | Op::SwiGlu(_)
+            | Op::Argmax(_) => None,
+        }
+    }
+}
+
+/// Matrices that a step's warps stream.
+fn matrices(op: &Op) -> Vec<&Matrix> {
+    match op {
+        Op::Qkv(op) => vec![&op.q.weight, &op.k.weight, &op.v.weight],
+        Op::Project(op) => vec![&op.mat.weight],
+        Op::GateUp(op) => vec![&op.gate.weight, &op.up.weight],
+        Op::LmHead(op) => vec![&op.head.weight],
+        Op::Embed(_)
+        | Op::RmsNorm(_)
+        | Op::MatVec(_)
+        | Op::Rope(_)
+        | Op::KvAppend(_)
+        | Op::Attention(_)
+        | Op::Add(_)
+        | Op::SwiGlu(_)
+        | Op::Argmax(_) => vec![],
+    }
+}
+
+/// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
+fn attention_bytes(op: &Attention) -> u32 {
+    let dim = op.cache.head_dim;
+    let queries = 2 * HEADS * dim * 2;
+    let weights = WARPS * (CHUNK_BYTES / 2 / dim) * HEADS * 4;
+    let outputs = op.group() * dim;
+    let joined = 3 * 4 * outputs;
+    (queries + weights + 3 * WARPS * HEADS * 4 + WARPS * outputs * 4).max(joined)
+}
+
+impl Program {
+    /// The program of `plan` on `gpu`; `None` where a step has no form for the persistent kernel or
+    /// the device is too old for it.
+    pub fn of(plan: &DecodePlan, gpu: &Gpu) -> Option<Self> {
+        if !gpu.is_hopper_or_later() || gpu.sms < plan.cache.kv_heads {
+            return None;
+        }
+        let mut mail = Mail::default();
+        let mut instructions = plan
+            .steps
+            .iter()
+            .map(|s| Instruction::of(&s.op, &mut mail))
+            .collect::<Option<Vec<_>>>()?;
+        matches!(plan.steps.last()?.op, Op::LmHead(_)).then_some(())?;
+        let writes = |buf: Buf| mail.published.iter().find(|m| m.0 == buf).map_or(0, |m| m.2);
+        for i in &mut instructions {
+            for (address, tag) in [(at::X, at::X_TAG), (at::Y_MAIL, at::Y_TAG)] {
+                if let (Slot::Mail(buf), Slot::Version { ordinal, .. }) =
+                    (i.slots[address], i.slots[tag])
+                {
+                    i.slots[tag] = Slot::Version { writes: writes(buf), ordinal };
+                }
+            }
+        }
+        let mut unit_bytes = CHUNK_BYTES;
+        let mut record_bytes = 0;
+        let mut partials = 0;
+        for step in &plan.steps {
+            for w in matrices(&step.op) {
+                let layout = TileLayout { format: w.format, rows: 16, columns: w.columns as usize };
+                unit_bytes = unit_bytes.max(layout.unit_bytes() as u32);
+                let staged = activation_bytes(w.format) * layout.units() as u32;
+                record_bytes = record_bytes.max(staged);
+            }
+            if let Op::Attention(op) = &step.op {
+                record_bytes = record_bytes.max(attention_bytes(op));
+                let words = op.group() * op.cache.head_dim + 2 * HEADS;
+                let blocks = gpu.sms / op.cache.kv_heads * op.cache.kv_heads;
+                partials = partials.max(u64::from(blocks) * u64::from(words));
+            }
+        }
+        let record_bytes = record_bytes.next_multiple_of(128);
+        let fixed =
+            BOARD_BYTES + record_bytes + 2 * FLUSH * WARPS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
+        let ring_bytes = room / 128 * 128;
+        // One chunk is used while the next one arrives.
+        (ring_bytes >= 2 * UNITS * unit_bytes).then_some(Self {
+            instructions,
+            mail: mail.published,
+            partials,
+            grid: gpu.sms,
+            ring_bytes,
+            record_bytes,
+            shared_bytes: fixed + ring_bytes,
+        })
+    }
+}

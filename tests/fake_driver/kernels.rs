@@ -1,0 +1,276 @@
+//! What the kernels compute: the CPU reference of the op that a kernel is named after, on the memory
+//! that its parameters point at. A new kernel gets an arm in [`run`].
+
+use super::compute::Kernel;
+use super::plants::Plant;
+use super::state::{Node, State, code};
+use super::step::{advance, read_step};
+use decode_graph::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
+use decode_graph::ops::{
+    Add, Argmax, Attention, Embed, KvAppend, KvType, MatVec, Op, RmsNorm, Rope, SwiGlu,
+};
+use decode_graph::plan::{CacheSpec, PlanBuilder};
+use decode_graph::quant::{QuantFormat, RowOrder};
+
+/// Runs `node`, which is number `place.0` of a graph whose last is `place.1` (0 of 0 alone). An
+/// error is the fault that its memory accesses make.
+pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(), u32> {
+    let function = s.functions.get(&node.function).ok_or(code::LAUNCH_FAILED)?;
+    let name = function.name.to_string_lossy().into_owned();
+    let graph = place.1 > 0;
+    if name == "read_ceiling" {
+        let bytes = node.args.get(1).copied().unwrap_or(0) as usize * 16;
+        return s.read(node.args[0], bytes).map(drop);
+    }
+    let mut step = read_step(s, node.args[0])?;
+    if s.plant == Some(Plant::StalePointer) && graph && place.0 == 0 && step.position == 2 {
+        let base = s.base(node.args[2])?;
+        s.move_away(base);
+    }
+    if s.plant == Some(Plant::FrozenPosition) && graph {
+        step.position = *s.memories.position.get_or_insert(step.position);
+    }
+    if s.plant == Some(Plant::LastLayerSkipped)
+        && graph
+        && (place.1 - 5..place.1).contains(&place.0)
+    {
+        return Ok(());
+    }
+    let Some((op, formats)) = split(&name) else {
+        eprintln!("the fake driver knows no kernel {name}: give it an arm in kernels.rs");
+        return Err(code::NOT_FOUND);
+    };
+    let chooses = matches!(op, "argmax" | "lm_head");
+    let within =
+        step.position < step.capacity || chooses && s.plant == Some(Plant::CapacityIgnored);
+    let active = step.status == 0 && within && step.token < step.vocab;
+    if !active && !chooses {
+        return Ok(());
+    }
+    let spec = CacheSpec { layers: 1, kv_heads: 1, head_dim: 2, capacity: 1, kind: KvType::F32 };
+    let mut k = Kernel {
+        s,
+        step,
+        args: &node.args,
+        next: 1,
+        builder: PlanBuilder::new("a kernel", spec, step.vocab),
+        buffers: Vec::new(),
+        weights: Vec::new(),
+        cache: None,
+    };
+    // `down_q4_k` is op `down` with weights of format q4_k; `qkv_q4_k_q6_k` has two.
+    let weights = formats.first().copied().unwrap_or(QuantFormat::F32);
+    match op {
+        "rms_norm" => {
+            let (x, gain, out, dim, eps) =
+                (k.address(), k.address(), k.address(), k.u32(), k.f32());
+            let (x, out) = (k.buf(x, dim), k.buf(out, dim));
+            let gain = k.vector(gain, dim)?;
+            k.compute(Op::RmsNorm(RmsNorm { x, gain, out, eps })).map(drop)
+        }
+        "add" => {
+            let (out, x, len) = (k.address(), k.address(), k.u32());
+            let (out, x) = (k.buf(out, len), k.buf(x, len));
+            k.compute(Op::Add(Add { out, x, len })).map(drop)
+        }
+        "swiglu" => {
+            let (gate, up, out, len) = (k.address(), k.address(), k.address(), k.u32());
+            let (gate, up, out) = (k.buf(gate, len), k.buf(up, len), k.buf(out, len));
+            k.compute(Op::SwiGlu(SwiGlu { gate, up, out, len })).map(drop)
+        }
+        "rope" => {
+            let (x, freqs, head_dim, pairs) = (k.address(), k.address(), k.u32(), k.u32());
+            let (halves, magnitude, heads) = (k.u32(), k.f32(), node.grid[0]);
+            let x = k.buf(x, heads * head_dim);
+            let freqs = k.vector(freqs, pairs)?;
+            let pairing = k.pairing(halves);
+            k.compute(Op::Rope(Rope { x, heads, head_dim, freqs, pairing, magnitude })).map(drop)
+        }
+        "kv_append" => {
+            let (from_k, from_v, keys, values) =
+                (k.address(), k.address(), k.address(), k.address());
+            let (head_dim, capacity, kv_heads) = (k.u32(), k.u32(), node.grid[0]);
+            let kind = kv_type(&name);
+            let cache = k.cache([keys, values], kv_heads, head_dim, capacity, kind);
+            let len = kv_heads * head_dim;
+            let (from_k, from_v) = (k.buf(from_k, len), k.buf(from_v, len));
+            k.compute(Op::KvAppend(KvAppend { k: from_k, v: from_v, cache })).map(drop)
+        }
+        "attention" => {
+            let (q, keys, values) = (k.address(), k.address(), k.address());
+            let (out, _partial, _counters) = (k.address(), k.address(), k.address());
+            let (group, kv_heads, head_dim, capacity) = (k.u32(), k.u32(), k.u32(), k.u32());
+            let (_splits, scale) = (k.u32(), k.f32());
+            let cache = k.cache([keys, values], kv_heads, head_dim, capacity, kv_type(&name));
+            let heads = group * kv_heads;
+            let (q, out) = (k.buf(q, heads * head_dim), k.buf(out, heads * head_dim));
+            let partial = k.inner(1);
+            let op = Attention { q, cache, out, partial, heads, scale };
+            k.compute(Op::Attention(op)).map(drop)
+        }
+        "embed" => {
+            let (table, out, rows, columns, scale) =
+                (k.address(), k.address(), k.u32(), k.u32(), k.f32());
+            let table = k.matrix(table, weights, rows, columns, RowOrder::Natural)?;
+            let out = k.buf(out, columns);
+            k.compute(Op::Embed(Embed { table, out, scale })).map(drop)
+        }
+        "matvec" | "o_proj" | "down" => {
+            let (x, w, bias, residual) = (k.address(), k.address(), k.address(), k.address());
+            let (y, rows, columns) = (k.address(), k.u32(), k.u32());
+            let weight = k.matrix(w, weights, rows, columns, RowOrder::Natural)?;
+            let (x, bias) = (k.buf(x, columns), k.optional(bias, rows)?);
+            if residual == 0 {
+                let out = k.buf(y, rows);
+                return k.compute(Op::MatVec(MatVec { x, weight, bias, out })).map(drop);
+            }
+            if residual != y {
+                return Err(code::LAUNCH_FAILED);
+            }
+            let (product, out) = (k.inner(rows), k.buf(y, rows));
+            let mat = MatVec { x, weight, bias, out: product };
+            let add = Add { out, x: product, len: rows };
+            k.compute(Op::Project(Project { mat, add, which: Projection::Down })).map(drop)
+        }
+        "qkv" => k.qkv(&formats),
+        "gate_up" => {
+            let (mut norm, dim) = k.norm()?;
+            let (wg, wu, bg, bu) = (k.address(), k.address(), k.address(), k.address());
+            let (out, rows, columns) = (k.address(), k.u32(), k.u32());
+            let x = norm.x;
+            norm.x = k.sized(x, columns);
+            norm.gain = k.vector(dim, columns)?;
+            norm.out = k.inner(columns);
+            let (gate, up) = (k.inner(rows), k.inner(rows));
+            let gate = k.product(wg, bg, weights, (rows, columns), norm.out, gate)?;
+            let up = k.product(wu, bu, weights, (rows, columns), norm.out, up)?;
+            let out = k.buf(out, rows);
+            let act = SwiGlu { gate: gate.out, up: up.out, out, len: rows };
+            k.compute(Op::GateUp(GateUp { norm, gate, up, act })).map(drop)
+        }
+        "lm_head" => {
+            let (mut norm, gain) = k.norm()?;
+            let (w, bias, logits, _candidates) =
+                (k.address(), k.address(), k.address(), k.address());
+            let (_counters, forced, ring, rows, columns) =
+                (k.address(), k.address(), k.address(), k.u32(), k.u32());
+            let step_address = node.args[0];
+            if !active {
+                return advance(k.s, step_address, forced, ring, None);
+            }
+            let x = norm.x;
+            norm.x = k.sized(x, columns);
+            norm.gain = k.vector(gain, columns)?;
+            norm.out = k.inner(columns);
+            let logits = k.buf(logits, rows);
+            let head = k.product(w, bias, weights, (rows, columns), norm.out, logits)?;
+            let argmax = Argmax { logits, vocab: rows, candidates: k.inner(1) };
+            let (state, s) = k.compute_choice(Op::LmHead(LmHead { norm, head, argmax }), logits)?;
+            advance(s, step_address, forced, ring, Some(state))
+        }
+        "argmax" => {
+            let (logits, _candidates, _counters) = (k.address(), k.address(), k.address());
+            let (forced, ring, vocab) = (k.address(), k.address(), k.u32());
+            let step_address = node.args[0];
+            if !active {
+                return advance(k.s, step_address, forced, ring, None);
+            }
+            let (logits, candidates) = (k.buf(logits, vocab), k.inner(1));
+            let op = Op::Argmax(Argmax { logits, vocab, candidates });
+            let (state, s) = k.compute_choice(op, logits)?;
+            advance(s, step_address, forced, ring, Some(state))
+        }
+        _ => Err(code::NOT_FOUND),
+    }
+}
+
+/// The op and the weight formats that a kernel's name says.
+fn split(name: &str) -> Option<(&str, Vec<QuantFormat>)> {
+    const OPS: [&str; 14] = [
+        "rms_norm",
+        "add",
+        "swiglu",
+        "rope",
+        "kv_append",
+        "attention",
+        "argmax",
+        "embed",
+        "matvec",
+        "o_proj",
+        "down",
+        "qkv",
+        "gate_up",
+        "lm_head",
+    ];
+    let op = OPS.into_iter().find(|op| {
+        name.strip_prefix(op).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    })?;
+    let mut rest = &name[op.len()..];
+    let mut formats = Vec::new();
+    while let Some(after) = rest.strip_prefix('_') {
+        // `q4_k`, not `q4`: the longest suffix that fits.
+        let fits = |f: &QuantFormat| {
+            let rest = after.strip_prefix(f.suffix());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        };
+        let format = QuantFormat::ALL.into_iter().filter(fits).max_by_key(|f| f.suffix().len())?;
+        formats.push(format);
+        rest = &after[format.suffix().len()..];
+    }
+    Some((op, formats))
+}
+
+fn kv_type(name: &str) -> KvType {
+    if name.ends_with("f16") { KvType::F16 } else { KvType::F32 }
+}
+
+impl Kernel<'_> {
+    fn qkv(mut self, formats: &[QuantFormat]) -> Result<(), u32> {
+        let k = &mut self;
+        let (format, value_format) = match formats {
+            [one] => (*one, *one),
+            [first, second] => (*first, *second),
+            _ => return Err(code::NOT_FOUND),
+        };
+        let (mut norm, gain) = k.norm()?;
+        let matrices = [k.address(), k.address(), k.address()];
+        let biases = [k.address(), k.address(), k.address()];
+        let (freqs, q, keys, values) = (k.address(), k.address(), k.address(), k.address());
+        let (q_rows, kv_rows, columns) = (k.u32(), k.u32(), k.u32());
+        let (head_dim, pairs, halves, magnitude) = (k.u32(), k.u32(), k.u32(), k.f32());
+        let (capacity, cache_f32) = (k.u32(), k.u32());
+        let x = norm.x;
+        norm.x = k.sized(x, columns);
+        norm.gain = k.vector(gain, columns)?;
+        norm.out = k.inner(columns);
+        let order = match halves {
+            0 => RowOrder::Natural,
+            _ => RowOrder::PairHalves { head_dim: head_dim as usize, rotary: 2 * pairs as usize },
+        };
+        let outs = [k.buf(q, q_rows), k.inner(kv_rows), k.inner(kv_rows)];
+        let mut mats = Vec::new();
+        for (i, (rows, format, order)) in [
+            (q_rows, format, order),
+            (kv_rows, format, order),
+            (kv_rows, value_format, RowOrder::Natural),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let weight = k.matrix(matrices[i], format, rows, columns, order)?;
+            let bias = k.optional(biases[i], rows)?;
+            mats.push(MatVec { x: norm.out, weight, bias, out: outs[i] });
+        }
+        let freqs = k.vector(freqs, pairs)?;
+        let pairing = k.pairing(halves);
+        let rope = |x, heads| Rope { x, heads, head_dim, freqs, pairing, magnitude };
+        let (rope_q, rope_k) =
+            (rope(outs[0], q_rows / head_dim), rope(outs[1], kv_rows / head_dim));
+        let kind = if cache_f32 != 0 { KvType::F32 } else { KvType::F16 };
+        let cache = k.cache([keys, values], kv_rows / head_dim, head_dim, capacity, kind);
+        let append = KvAppend { k: outs[1], v: outs[2], cache };
+        let [q, k_mat, v]: [MatVec; 3] = mats.try_into().map_err(|_| code::NOT_FOUND)?;
+        let op = Qkv { norm, q, k: k_mat, v, rope_q, rope_k, append };
+        self.compute(Op::Qkv(Box::new(op))).map(drop)
+    }
+}

@@ -1,0 +1,127 @@
+//! A driver for tests without a device: host memory for device memory, kernels run by the CPU
+//! references, the rules of capture enforced, every call logged, faults by script.
+//!
+//! | file | what |
+//! |---|---|
+//! | `state` | memory, streams, captures, graphs, faults: what a driver knows |
+//! | `table` | the entry points, each a few lines over the state |
+//! | `kernels` | **one arm of `run` a kernel**: a new kernel gets its arm there |
+//! | `compute`, `step` | parameters as operands of an op, its reference run on them; the end of a step |
+//! | `plants` | known failures, built in on demand |
+//! | `tiles` | the device layout of weights taken back to the file's bytes |
+//!
+//! What is not as on a device: a launch has run when the call returns, so nothing is found that
+//! depends on two kernels or on host and device running at the same time; the kernels' own code is
+//! not run, only what it must compute. Device addresses are never valid host addresses, and are never
+//! used twice: a stale one is a fault, not another buffer's contents.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(unsafe_code, reason = "the driver's C interface")]
+
+mod compute;
+mod kernels;
+mod plants;
+mod state;
+mod step;
+mod table;
+mod tiles;
+
+pub(crate) use plants::Plant;
+pub(crate) use state::{Fault, Live};
+
+use parking_lot::{Mutex, MutexGuard};
+use state::STATE;
+use std::sync::Once;
+
+/// The driver of this process, for one test at a time.
+pub(crate) struct Fake {
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Fake {
+    /// A driver as at the start of a process, for as long as this lives.
+    pub(crate) fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        static INSTALL: Once = Once::new();
+        INSTALL.call_once(|| {
+            // SAFETY: the entries keep their namesakes' contracts, and the first test that gets
+            // here is before all others' use of the driver.
+            let installed = unsafe { decode_graph::cuda::driver::api::install(table::driver()) };
+            assert!(installed, "the driver was used before");
+        });
+        let fake = Self { _alone: ALONE.lock() };
+        fake.restart();
+        fake
+    }
+
+    /// What a new process would find.
+    pub(crate) fn restart(&self) {
+        STATE.lock().restart();
+    }
+
+    /// Adds to the script.
+    pub(crate) fn inject(&self, fault: Fault) {
+        STATE.lock().faults.push(fault);
+    }
+
+    /// Ends the script; what has happened stays.
+    pub(crate) fn calm(&self) {
+        STATE.lock().faults.clear();
+    }
+
+    /// Builds `plant` into the kernels, or the driver.
+    pub(crate) fn plant(&self, plant: Option<Plant>) {
+        STATE.lock().plant = plant;
+    }
+
+    /// Names of the entry points called since the last [`take_log`](Self::take_log).
+    pub(crate) fn take_log(&self) -> Vec<&'static str> {
+        std::mem::take(&mut STATE.lock().log)
+    }
+
+    /// What is allocated or open.
+    pub(crate) fn live(&self) -> Live {
+        STATE.lock().live()
+    }
+
+    /// Whether a stream is capturing, or in a capture that was invalidated.
+    pub(crate) fn is_capturing(&self) -> bool {
+        STATE.lock().is_capturing()
+    }
+
+    /// Kernels and graphs launched outside a capture so far.
+    pub(crate) fn launches(&self) -> usize {
+        STATE.lock().launches
+    }
+
+    /// Calls that a real driver would not have come back from.
+    pub(crate) fn endless_waits(&self) -> u32 {
+        STATE.lock().endless_waits
+    }
+
+    /// Device memory that may be used, bytes.
+    pub(crate) fn set_memory(&self, bytes: usize) {
+        STATE.lock().memory_bytes = bytes;
+    }
+
+    /// Compute capability.
+    pub(crate) fn set_compute(&self, compute: (i32, i32)) {
+        STATE.lock().compute = compute;
+    }
+
+    /// Devices.
+    pub(crate) fn set_devices(&self, devices: i32) {
+        STATE.lock().devices = devices;
+    }
+
+    /// The entry points themselves, for a test of the driver's rules.
+    pub(crate) fn entries(&self) -> decode_graph::cuda::driver::api::Driver {
+        table::driver()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.restart();
+    }
+}
