@@ -24,13 +24,14 @@ attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 persistent         persistent.cu  -                                -
 sample             sample.cu      -                                0
-$(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k; do
+$(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
     echo "gemv_$f gemv.cu -DFORMAT=$f$([[ $f == q4_k ]] && echo ,-DQKV_GAINS=1) 0"
     echo "expert_$f expert.cu -DFORMAT=$f -"
 done)
-$(for pair in q4_k:q6_k q5_k:q6_k q5_0:q8_0; do
+$(for pair in q2_k:q3_k q2_k:q4_k q3_k:q4_k q3_k:q5_k q4_k:q6_k q5_k:q6_k q5_0:q8_0 \
+    iq4_nl:q5_k iq4_xs:q5_k; do
     a=${pair%:*} b=${pair#*:}
-    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b$([[ $b == q6_k ]] && echo ,-DQKV_GAINS=1) 0"
+    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b$([[ $b == *_k ]] && echo ,-DQKV_GAINS=1) $([[ $pair == q3_k:q5_k ]] && echo 20 || echo 0)"
 done)
 "
 # PTX versions to try, the lowest that assembles is taken: an older driver then loads the code too.

@@ -1,4 +1,5 @@
 // qkv for a value projection of another format than query and key (-DFORMAT_A, -DFORMAT_B).
+#define TWO_FORMATS 1
 #include "formats/all.cuh"
 #include "qkv.cuh"
 

@@ -27,7 +27,7 @@ check() {
 for test in "$@"; do
     check "test-$(basename "$test" | sed 's/-[0-9a-f]*$//')" "$test" --test-threads=1
 done
-for quant in ${QUANTS:-q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16}; do
+for quant in ${QUANTS:-q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16 q2_k q3_k_m iq4_nl iq4_xs}; do
     check "verify-tiny-$quant" "$bench" verify --synthetic "tiny:$quant" --backend cuda
 done
 if [ -n "${MODEL:-}" ]; then

@@ -241,7 +241,7 @@ fn undefined_and_removed_tensor_types_are_refused_by_id() {
 
 #[test]
 fn a_known_type_without_kernels_is_refused_by_name_and_listed_by_inspect() {
-    let sizes = [(19, "IQ1_S", 50), (34, "TQ1_0", 54), (39, "MXFP4", 136), (27, "I64", 2048)];
+    let sizes = [(19, "IQ1_S", 50), (34, "TQ1_0", 54), (40, "NVFP4", 144), (27, "I64", 2048)];
     for (id, name, bytes) in sizes.into_iter().chain([(28, "F64", 2048)]) {
         let g = minimal().tensor("blk.0.odd", &[256], id, &vec![0; bytes]);
         let file = scratch("model.gguf", &g.bytes());

@@ -17,7 +17,7 @@ use decode_graph::quant::QuantFormat;
 use decode_graph::session::{
     BackendChoice, Chosen, DebugLevel, DecodeSession, Finish, Mode, SessionOptions,
 };
-use small_model::{Key, SmallModel};
+use small_model::SmallModel;
 use std::ops::ControlFlow;
 
 const CAPACITY: u32 = 96;
@@ -29,26 +29,7 @@ fn model(format: QuantFormat) -> Checkpoint {
 
 /// The same with `heads` query heads over half as many.
 fn model_with_heads(format: QuantFormat, heads: u32) -> Checkpoint {
-    const WIDTH: u64 = 256;
-    let mut m = SmallModel::new("llama", format);
-    for t in &mut m.tensors {
-        let rows = |name: &str| match name {
-            n if n.ends_with("attn_k.weight") || n.ends_with("attn_v.weight") => WIDTH / 2,
-            n if n.ends_with("ffn_gate.weight") || n.ends_with("ffn_up.weight") => 2 * WIDTH,
-            n if n.ends_with("token_embd.weight") => small_model::VOCAB,
-            _ => WIDTH,
-        };
-        let columns = if t.name.ends_with("ffn_down.weight") { 2 * WIDTH } else { WIDTH };
-        t.shape = match t.shape.len() {
-            1 => vec![WIDTH],
-            _ => vec![columns, rows(&t.name)],
-        };
-    }
-    m.set("llama.attention.head_count", Key::U32(heads));
-    m.set("llama.attention.head_count_kv", Key::U32(heads / 2));
-    m.set("llama.embedding_length", Key::U32(WIDTH as u32));
-    m.set("llama.feed_forward_length", Key::U32(2 * WIDTH as u32));
-    m.open(tempfile::tempdir().unwrap().path())
+    SmallModel::new("llama", format).widen(heads).open(tempfile::tempdir().unwrap().path())
 }
 
 fn plan(checkpoint: &Checkpoint, fused: bool) -> DecodePlan {
@@ -158,6 +139,32 @@ fn a_replayed_graph_is_eager_bit_for_bit_over_64_tokens_in_tokens_logits_and_cac
         }
         assert!(seen[0] == seen[1], "{format}");
     }
+}
+
+#[test]
+fn a_model_with_every_matrix_in_another_format_agrees_and_replays_like_the_rest() {
+    let mut small = SmallModel::new("llama", QuantFormat::F32);
+    let matrices = small.tensors.iter_mut().filter(|t| t.shape.len() > 1);
+    let formats = QuantFormat::ALL.into_iter().cycle();
+    matrices.zip(formats).for_each(|(t, format)| t.format = format);
+    let checkpoint = small.widen(4).open(tempfile::tempdir().unwrap().path());
+    let plan = plan(&checkpoint, true);
+    let mut seen = Vec::new();
+    for (mode, debug) in [
+        (Mode::Graph, DebugLevel::Off),
+        (Mode::Eager, DebugLevel::Off),
+        (Mode::Eager, DebugLevel::Compare),
+    ] {
+        let Some(mut e) = engine(&checkpoint, &plan, mode, debug) else { return };
+        start(&mut e, &[1, 2, 3]);
+        let chosen: Vec<_> = tokens(&mut e, 16).unwrap().iter().map(|c| c.token).collect();
+        seen.push((chosen, bits(&e.logits().unwrap())));
+        for c in e.comparisons().iter().filter(|c| c.what != "token") {
+            let bound = if matches!(c.what.as_str(), "keys" | "values") { 1e-6 } else { 1e-7 };
+            assert!(c.nmse <= bound, "{c:?}");
+        }
+    }
+    assert!(seen[0] == seen[1] && seen[1] == seen[2]);
 }
 
 #[test]

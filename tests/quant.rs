@@ -128,17 +128,32 @@ fn unpacked(format: QuantFormat, at: &Place<'_>) -> f32 {
         let word = u32_at(unit, quants + s / 2 * 128 + lane * 4);
         16 * ((word >> (8 * b + 4 * (s % 2) + r)) & 1) as i32
     };
+    let bit_pair = |from: usize| {
+        let word = u32_at(unit, from + s / 4 * 512 + lane * 16 + 4 * (s % 4));
+        ((word >> (8 * b + 2 * r)) & 3) as i32
+    };
+    // Byte of a sub-block of 16.
+    let sixteenth = |from: usize| {
+        let sub = column / 16;
+        unit[from + 8 * (4 * g + sub % 4) + 4 * hi + sub / 4]
+    };
+    // Field `i` of four 6-bit ones of lane 4g + t.
+    let six_bits = |from: usize, t: usize, i: usize| {
+        let lane = 4 * g + t;
+        let byte = unit[from + 4 * lane + i];
+        if hi == 0 {
+            return f32::from(byte & 63);
+        }
+        let low = unit[from + 128 + 2 * lane + i % 2] >> (4 * (i / 2)) & 15;
+        f32::from(low | (byte >> 6 << 4))
+    };
+    let code = || {
+        let at = s * 256 + lane * 8 + 4 * half + 2 * hi + b / 2;
+        usize::from((unit[at] >> (4 * (b % 2))) & 15)
+    };
     let half_of = |from: usize| f16_at(unit, from + s * 32 + 4 * g + 2 * hi);
     let k_scaled = |from: usize, q: i32| {
-        let field = |i: usize| {
-            let lane = 4 * g + s % 4;
-            let byte = unit[from + 4 * lane + i];
-            if hi == 0 {
-                return f32::from(byte & 63);
-            }
-            let low = unit[from + 128 + 2 * lane + i % 2] >> (4 * (i / 2)) & 15;
-            f32::from(low | (byte >> 6 << 4))
-        };
+        let field = |i: usize| six_bits(from, s % 4, i);
         let halves = from + 192 + 8 * g + 4 * hi;
         let (d, dmin) = (f16_at(unit, halves), f16_at(unit, halves + 2));
         d * field(s / 4 * 2) * q as f32 - dmin * field(s / 4 * 2 + 1)
@@ -169,15 +184,40 @@ fn unpacked(format: QuantFormat, at: &Place<'_>) -> f32 {
         Q4K => k_scaled(quants, nibble()),
         Q5K => k_scaled(quants + 512, nibble() + fifth()),
         Q6K => {
-            let word = u32_at(unit, quants + s / 4 * 512 + lane * 16 + 4 * (s % 4));
-            let q = nibble() + 16 * ((word >> (8 * b + 2 * r)) & 3) as i32;
-            let sub = column / 16;
-            let scale = unit[quants + 1024 + 8 * (4 * g + sub % 4) + 4 * hi + sub / 4] as i8;
+            let q = nibble() + 16 * bit_pair(quants);
             let d = f16_at(unit, quants + 1024 + 256 + 4 * g + 2 * hi);
-            d * f32::from(scale) * (q - 32) as f32
+            d * f32::from(sixteenth(quants + 1024) as i8) * (q - 32) as f32
+        }
+        Q2K => {
+            let field = sixteenth(1024);
+            let halves = 1024 + 256 + 8 * g + 4 * hi;
+            let (d, dmin) = (f16_at(unit, halves), f16_at(unit, halves + 2));
+            d * f32::from(field & 15) * bit_pair(0) as f32 - dmin * f32::from(field >> 4)
+        }
+        Q3K => {
+            let word = u32_at(unit, 1024 + s / 2 * 128 + lane * 4);
+            let q = bit_pair(0) + 4 * ((word >> (8 * b + 4 * (s % 2) + r)) & 1) as i32;
+            let scale = six_bits(1024 + 512, column / 16 % 4, column / 64) - 32.0;
+            f16_at(unit, 1024 + 512 + 192 + 4 * g + 2 * hi) * scale * (q - 4) as f32
+        }
+        Iq4Nl => half_of(quants) * KV[code()],
+        Mxfp4 => {
+            let e = i32::from(unit[quants + s * 16 + 2 * g + hi]);
+            (2f64.powi(e - 128) * f64::from(FP4[code()])) as f32
+        }
+        Iq4Xs => {
+            let (lane, i) = (4 * g + s % 4, 2 * hi + s / 4);
+            let low = unit[quants + 2 * lane + i / 2] >> (4 * (i % 2)) & 15;
+            let high = (unit[quants + 64 + lane] >> (2 * i)) & 3;
+            let scale = f32::from(low | (high << 4)) - 32.0;
+            f16_at(unit, quants + 64 + 32 + 4 * g + 2 * hi) * scale * KV[code()]
         }
     }
 }
+
+const KV: [f32; 16] =
+    [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
+const FP4: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
 
 fn check_lossless(format: QuantFormat, rows: usize, columns: usize, order: RowOrder) {
     let layout = TileLayout { format, rows, columns };
@@ -247,12 +287,21 @@ fn a_part_of_the_tiles_packs_as_in_the_whole() {
 fn units_have_the_sizes_that_kernels_assume() {
     use QuantFormat::*;
     let per_step = [(Q4_0, 288), (Q4_1, 320), (Q5_0, 352), (Q5_1, 384), (Q8_0, 544)];
-    for (format, bytes) in per_step {
+    for (format, bytes) in per_step.into_iter().chain([(Iq4Nl, 288), (Mxfp4, 272)]) {
         assert_eq!(format.describe().unit_bytes(256), 8 * bytes, "{format}");
         assert_eq!(format.describe().unit_bytes(64), 2 * bytes, "{format}");
     }
-    for (format, bytes) in
-        [(Q4K, 2304), (Q5K, 2816), (Q6K, 3360), (F16, 4096), (Bf16, 4096), (F32, 4096)]
+    for (format, bytes) in [
+        (Q2K, 1344),
+        (Q3K, 1760),
+        (Q4K, 2304),
+        (Q5K, 2816),
+        (Q6K, 3360),
+        (Iq4Xs, 2176),
+        (F16, 4096),
+    ]
+    .into_iter()
+    .chain([(Bf16, 4096), (F32, 4096)])
     {
         let f = format.describe();
         assert_eq!(f.unit_bytes(f.unit_columns()), bytes, "{format}");

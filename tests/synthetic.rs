@@ -109,6 +109,38 @@ fn other_mixtures_have_one_format_and_six_bits_for_the_logits() {
 }
 
 #[test]
+fn mixtures_of_few_bits_spend_more_on_values_down_projections_and_the_attention_output() {
+    use QuantFormat::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q5_1};
+    let parts = |spec: &str, layer: u64| {
+        let c = make(spec);
+        ["attn_q", "attn_v", "attn_output", "ffn_up", "ffn_down"]
+            .map(|part| format(&c, &format!("blk.{layer}.{part}.weight")))
+    };
+    // Four query heads share a value head in Llama 3.1, none in Llama 2.
+    assert_eq!(parts("llama-3.1-8b:q2_k", 9), [Q2K, Q4K, Q3K, Q2K, Q3K]);
+    assert_eq!(parts("llama-2-7b:q2_k", 9), [Q2K, Q3K, Q3K, Q2K, Q3K]);
+    assert_eq!(parts("llama-3.1-8b:q3_k_m", 1), [Q3K, Q5K, Q4K, Q3K, Q5K]);
+    assert_eq!(parts("llama-3.1-8b:q3_k_m", 2), [Q3K, Q4K, Q4K, Q3K, Q4K]);
+    for (mix, base) in [("iq4_nl", Iq4Nl), ("iq4_xs", Iq4Xs)] {
+        let of = |shape, layer| parts(&format!("{shape}:{mix}"), layer);
+        assert_eq!(of("llama-3.1-8b", 3), [base, Q5K, base, base, Q5K]);
+        assert_eq!(of("llama-3.1-8b", 4), [base, Q5K, base, base, base]);
+        assert_eq!(of("llama-2-7b", 4), [base; 5]);
+    }
+    // Rows of 576; down projections have 1536. Three query heads share a value head.
+    assert_eq!(parts("smollm2-135m:q2_k", 9), [Q4_0, Q4_0, Q4_0, Q4_0, Q3K]);
+    assert_eq!(parts("smollm2-135m:q3_k_m", 0), [Q4_0, Q5_1, Q5_0, Q4_0, Q5K]);
+    assert_eq!(parts("smollm2-135m:iq4_xs", 9), [Iq4Nl, Iq4Nl, Iq4Nl, Iq4Nl, Iq4Xs]);
+    // The published files are 3.18 and 4.02 GB, some megabytes of them the vocabulary.
+    for (quant, size) in [("q2_k", 3.17), ("q3_k_m", 4.01)] {
+        let c = make(&format!("llama-3.1-8b:{quant}"));
+        assert_eq!(format(&c, "output.weight"), Q6K);
+        let bytes: u64 = c.tensors().iter().map(|t| t.bytes).sum();
+        assert!((bytes as f64 / 1e9 - size).abs() < 0.005, "{quant}: {bytes}");
+    }
+}
+
+#[test]
 fn tying_biases_norms_and_rope_factors_are_those_of_the_model() {
     for name in SyntheticSpec::shapes() {
         let c = make(name);

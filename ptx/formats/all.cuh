@@ -1,8 +1,10 @@
 // Every weight format by the suffix that kernel names carry. A new format is one line here.
 #pragma once
+#include "codebook.cuh"
 #include "float.cuh"
 #include "k_quants.cuh"
 #include "legacy.cuh"
+#include "low_k_quants.cuh"
 
 namespace gemv {
 using f32 = F32;
@@ -13,7 +15,12 @@ using q4_1 = Q4_1;
 using q5_0 = Q5_0;
 using q5_1 = Q5_1;
 using q8_0 = Q8_0;
+using q2_k = Q2K;
+using q3_k = Q3K;
 using q4_k = Q4K;
 using q5_k = Q5K;
 using q6_k = Q6K;
+using iq4_nl = IQ4NL;
+using iq4_xs = IQ4XS;
+using mxfp4 = MXFP4;
 }  // namespace gemv

@@ -68,6 +68,14 @@ struct IntegerStage {
     }
 };
 
+// In a kernel of two formats the lane is read anew, so that what is made of it need not stay in
+// registers from one unit to the next: there are none left for it.
+#ifdef TWO_FORMATS
+#define LANE_AGAIN(lane) asm volatile("mov.u32 %0, %%tid.x; and.b32 %0, %0, 31;" : "=r"(lane))
+#else
+#define LANE_AGAIN(lane)
+#endif
+
 template <bool SIGNED>
 __device__ __forceinline__ void mma_integer(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if constexpr (SIGNED) {
@@ -142,7 +150,16 @@ __device__ __forceinline__ float2 half_pair(uint32_t w) {
     return __half22float2(*reinterpret_cast<const __half2*>(&w));
 }
 
-// Row and column of an element within the nibble plane.
+// Four 6-bit fields of this lane, of rows g and g + 8, a byte each, from the plane at byte AT.
+template <uint32_t AT>
+__device__ __forceinline__ void six_bit_fields(const uint8_t* unit, int lane, uint32_t& low, uint32_t& high) {
+    const uint32_t a = *reinterpret_cast<const uint32_t*>(unit + AT + lane * 4);
+    const uint32_t v = *reinterpret_cast<const uint16_t*>(unit + AT + 128 + lane * 2);
+    low = a & 0x3f3f3f3fu;
+    high = (__byte_perm(v, v >> 4, 0x5410) & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
+}
+
+// The quant of an element in the nibble plane.
 __device__ __forceinline__ int nibble_at(const uint8_t* unit, int row, int column) {
     const int s = column >> 5, h = (column >> 4) & 1, t = (column >> 2) & 3, b = column & 3;
     const int lane = 4 * (row & 7) + t;
@@ -150,7 +167,7 @@ __device__ __forceinline__ int nibble_at(const uint8_t* unit, int row, int colum
     return row < 8 ? byte & 15 : byte >> 4;
 }
 
-__device__ __forceinline__ int fifth_bit_at(const uint8_t* plane, int row, int column) {
+__device__ __forceinline__ int single_bit_at(const uint8_t* plane, int row, int column) {
     const int s = column >> 5, h = (column >> 4) & 1, t = (column >> 2) & 3, b = column & 3;
     const int lane = 4 * (row & 7) + t, r = 2 * h + (row >> 3);
     return (plane[(s >> 1) * 128 + lane * 4 + b] >> (4 * (s & 1) + r)) & 1;

@@ -13,14 +13,6 @@ struct K45 : IntegerStage {
     static constexpr uint32_t UNIT_BYTES = SCALES + 256;
     static __host__ __device__ constexpr uint32_t bytes(uint32_t) { return UNIT_BYTES; }
 
-    // The 6-bit fields (sc, mn of sub-block t; sc, mn of t + 4) of rows g and g + 8, a byte each.
-    static __device__ __forceinline__ void fields(const uint8_t* unit, int lane, uint32_t& low, uint32_t& high) {
-        const uint32_t a = *reinterpret_cast<const uint32_t*>(unit + SCALES + lane * 4);
-        const uint32_t v = *reinterpret_cast<const uint16_t*>(unit + SCALES + 128 + lane * 2);
-        low = a & 0x3f3f3f3fu;
-        high = (__byte_perm(v, v >> 4, 0x5410) & 0x0f0f0f0fu) | ((a >> 2) & 0x30303030u);
-    }
-
     static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane, uint32_t,
                                                float& low, float& high) {
         const int g = lane >> 2, t = lane & 3;
@@ -31,8 +23,8 @@ struct K45 : IntegerStage {
         } else {
             product32<false>(record, lane, 256, Nibbles{unit, lane, {}}, l, h, 0, 0);
         }
-        uint32_t fl, fh;
-        fields(unit, lane, fl, fh);
+        uint32_t fl, fh;  // sc, mn of sub-block t; sc, mn of t + 4
+        six_bit_fields<SCALES>(unit, lane, fl, fh);
         const uint2 dw = *reinterpret_cast<const uint2*>(unit + SCALES + 192 + g * 8);
         const float2 dl = half_pair(dw.x), dh = half_pair(dw.y);
         const int s0 = sum32(record, t), s1 = sum32(record, t + 4);
@@ -51,12 +43,12 @@ struct K45 : IntegerStage {
 
     static __device__ __forceinline__ float value(const uint8_t* unit, int row, int column, uint32_t) {
         const int j = column >> 5, lane = 4 * (row & 7) + (j & 3);
-        uint32_t fl, fh;
-        fields(unit, lane, fl, fh);
+        uint32_t fl, fh;  // sc, mn of sub-block t; sc, mn of t + 4
+        six_bit_fields<SCALES>(unit, lane, fl, fh);
         const uint32_t f = (row < 8 ? fl : fh) >> (j < 4 ? 0 : 16);
         const uint8_t* p = unit + SCALES + 192 + (row & 7) * 8 + (row >> 3) * 4;
         int q = nibble_at(unit, row, column);
-        if constexpr (BITS == 5) q |= fifth_bit_at(unit + BIT_PLANE, row, column) << 4;
+        if constexpr (BITS == 5) q |= single_bit_at(unit + BIT_PLANE, row, column) << 4;
         const float d = __fmul_rn(half_at(p), static_cast<float>(f & 0xff));
         const float m = __fmul_rn(half_at(p + 2), static_cast<float>((f >> 8) & 0xff));
         return __fsub_rn(__fmul_rn(d, static_cast<float>(q)), m);

@@ -90,7 +90,7 @@ struct Legacy : IntegerStage {
             q = static_cast<int8_t>(unit[s * 512 + lane * 16 + 4 * r + b]);
         } else {
             q = nibble_at(unit, row, column);
-            if constexpr (BITS == 5) q |= fifth_bit_at(unit + columns / 32 * 256, row, column) << 4;
+            if constexpr (BITS == 5) q |= single_bit_at(unit + columns / 32 * 256, row, column) << 4;
         }
         if constexpr (MINIMUM) return __fadd_rn(__fmul_rn(d, static_cast<float>(q)), half_at(plane + columns + at));
         return __fmul_rn(d, static_cast<float>(q - OFFSET));

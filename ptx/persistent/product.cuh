@@ -11,8 +11,9 @@ using gemv::FLUSH;
 
 // The formats by their GGML type ids.
 #define EVERY_FORMAT(X)                                                                            \
-    X(0, f32) X(1, f16) X(2, q4_0) X(3, q4_1) X(6, q5_0) X(7, q5_1) X(8, q8_0) X(12, q4_k)         \
-        X(13, q5_k) X(14, q6_k) X(30, bf16)
+    X(0, f32) X(1, f16) X(2, q4_0) X(3, q4_1) X(6, q5_0) X(7, q5_1) X(8, q8_0) X(10, q2_k)         \
+        X(11, q3_k) X(12, q4_k) X(13, q5_k) X(14, q6_k) X(20, iq4_nl) X(23, iq4_xs) X(30, bf16)    \
+            X(39, mxfp4)
 
 // Where a warp stands, between the steps. All else is found anew in each step: kept in registers
 // over all of them it would displace what the products need.
@@ -73,7 +74,7 @@ __device__ __forceinline__ float stage(const Instruction& step, const Block& blo
             // Constant, but perhaps far away: asked for before the wait.
 #pragma unroll
             for (int b = 0; b < BATCH; b++)
-                gemv::Stager<Dot, 1>::load_gain(g[b], gain, columns, first + b * WARPS, lane);
+                gemv::Stager<Dot, 1, 1>::load_gain(g[b], gain, columns, first + b * WARPS, lane);
         }
         uint32_t mine = 0;
         const uint32_t at = first * COLUMNS + lane * EACH;

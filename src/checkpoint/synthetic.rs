@@ -192,11 +192,7 @@ impl Rule {
         };
         match &self.content {
             Content::Matrix { sigma } => {
-                let f = self.format.describe();
-                let mut bits = || words.next();
-                for block in out.chunks_exact_mut(f.block_bytes()) {
-                    f.synthesize(*sigma, &mut bits, block);
-                }
+                self.format.describe().synthesize(*sigma, &mut || words.next(), out);
             }
             Content::Vector { mean, sigma } => {
                 floats(out, Box::new(|_| mean + sigma * words.uniform()));

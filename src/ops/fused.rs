@@ -27,11 +27,18 @@ pub struct Qkv {
 }
 
 impl Qkv {
-    /// Formats of (query and key, value) that have a common kernel beside the pairs of equals.
-    pub const MIXED: [(QuantFormat, QuantFormat); 3] = [
+    /// Formats of (query and key, value) that have a common kernel beside the pairs of equals:
+    /// those of the mixtures that files are published in. Any other mixture keeps its plain steps.
+    pub const MIXED: [(QuantFormat, QuantFormat); 9] = [
+        (QuantFormat::Q2K, QuantFormat::Q3K),
+        (QuantFormat::Q2K, QuantFormat::Q4K),
+        (QuantFormat::Q3K, QuantFormat::Q4K),
+        (QuantFormat::Q3K, QuantFormat::Q5K),
         (QuantFormat::Q4K, QuantFormat::Q6K),
         (QuantFormat::Q5K, QuantFormat::Q6K),
         (QuantFormat::Q5_0, QuantFormat::Q8_0),
+        (QuantFormat::Iq4Nl, QuantFormat::Q5K),
+        (QuantFormat::Iq4Xs, QuantFormat::Q5K),
     ];
 
     /// Whether one kernel serves these formats of (query, key, value).

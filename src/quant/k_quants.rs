@@ -8,12 +8,13 @@
 //! `sc` and `mn` are 6-bit, one per 32 weights; the scales of `Q6_K` one per 16.
 
 use super::planes::{
-    BIT_STEP, Columns, NIBBLE_STEP, STEP, UNIT_COLUMNS, each_row_pair, half_at, place_bit_pairs,
-    place_bits, place_nibbles, side_by_side,
+    BIT_STEP, Columns, NIBBLE_STEP, SIX_BITS, STEP, UNIT_COLUMNS, each_row_pair, half_at, nibbles,
+    place_bit_pairs, place_bits, place_nibbles, place_scales, place_six_bits, place_sixteen,
+    side_by_side,
 };
 use super::random::{Bits, SPREAD_SQUARE, fill, put_half, signed_spread, spread};
 use super::tile::ROWS;
-use super::{DotKind, Format};
+use super::{Facts, Format};
 
 /// Elements of a super-block.
 const ELEMENTS: usize = UNIT_COLUMNS;
@@ -59,11 +60,7 @@ impl<const BITS: usize> WithMinima<BITS> {
         let Some(block) = row.get(..Self::BYTES) else { return };
         let pairs = block[Self::QUANTS..].chunks_exact(STEP);
         for (stored, q) in pairs.zip(q.chunks_exact_mut(2 * STEP)) {
-            let (even, odd) = q.split_at_mut(STEP);
-            for ((even, odd), byte) in even.iter_mut().zip(odd).zip(stored) {
-                *even = byte & 15;
-                *odd = byte >> 4;
-            }
+            nibbles(stored, q);
         }
         if BITS == 5 {
             let high = &block[SCALES.1..Self::QUANTS];
@@ -74,54 +71,11 @@ impl<const BITS: usize> WithMinima<BITS> {
             }
         }
     }
-
-    /// Scale planes of a unit: u32 and u16 a lane of 6-bit fields, then f16 `d`, `dmin` a row.
-    fn place_scales(rows: &[&[u8]; ROWS], out: &mut [u8]) {
-        let (words, rest) = out.split_at_mut(128);
-        let (nibbles, halves) = rest.split_at_mut(64);
-        const NONE: [u8; SCALES.1] = [0; SCALES.1];
-        for g in 0..ROWS / 2 {
-            let low = rows[g].get(..SCALES.1).unwrap_or(&NONE);
-            let high = rows[g + 8].get(..SCALES.1).unwrap_or(&NONE);
-            halves[8 * g..8 * g + 4].copy_from_slice(&low[..SCALES.0]);
-            halves[8 * g + 4..8 * g + 8].copy_from_slice(&high[..SCALES.0]);
-            let fields = |header: &[u8], t: usize| {
-                let (sc, mn) = scale_and_minimum(&header[SCALES.0..], t);
-                let (sc4, mn4) = scale_and_minimum(&header[SCALES.0..], t + 4);
-                [sc, mn, sc4, mn4]
-            };
-            for t in 0..4 {
-                let (low, high, lane) = (fields(low, t), fields(high, t), 4 * g + t);
-                for i in 0..4 {
-                    words[4 * lane + i] = low[i] | (high[i] >> 4 << 6);
-                }
-                let n = high.map(|field| field & 15);
-                nibbles[2 * lane] = n[0] | (n[2] << 4);
-                nibbles[2 * lane + 1] = n[1] | (n[3] << 4);
-            }
-        }
-    }
 }
 
 impl<const BITS: usize> Format for WithMinima<BITS> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn suffix(&self) -> &'static str {
-        self.suffix
-    }
-
-    fn ggml_id(&self) -> u32 {
-        self.ggml_id
-    }
-
-    fn block_elements(&self) -> usize {
-        ELEMENTS
-    }
-
-    fn block_bytes(&self) -> usize {
-        Self::BYTES
+    fn facts(&self) -> Facts {
+        Facts::of_blocks(self.name, self.suffix, self.ggml_id, ELEMENTS, Self::BYTES)
     }
 
     #[inline(always)]
@@ -142,18 +96,6 @@ impl<const BITS: usize> Format for WithMinima<BITS> {
         }
     }
 
-    fn dot_kind(&self) -> DotKind {
-        DotKind::Integer
-    }
-
-    fn unit_columns(&self) -> usize {
-        ELEMENTS
-    }
-
-    fn unit_bytes(&self, columns: usize) -> usize {
-        columns.div_ceil(ELEMENTS) * ROWS * Self::BYTES
-    }
-
     fn pack_unit(&self, rows: &[&[u8]; ROWS], _columns: usize, out: &mut [u8]) {
         let (plane, rest) = out.split_at_mut(STEPS * NIBBLE_STEP);
         let (high_bits, scales) = rest.split_at_mut(if BITS == 5 { STEPS * BIT_STEP } else { 0 });
@@ -163,7 +105,15 @@ impl<const BITS: usize> Format for WithMinima<BITS> {
                 place_bits(g, &side_by_side(low, high, 4, 1), ELEMENTS, high_bits);
             }
         });
-        Self::place_scales(rows, scales);
+        let (fields, halves) = scales.split_at_mut(SIX_BITS);
+        let four = |row: &[u8], t: usize| {
+            let scales = &row[SCALES.0..SCALES.1];
+            let ((sc, mn), (sc4, mn4)) =
+                (scale_and_minimum(scales, t), scale_and_minimum(scales, t + 4));
+            [sc, mn, sc4, mn4]
+        };
+        place_six_bits(rows, four, fields);
+        place_scales::<4>(rows, Self::BYTES, 0, halves);
     }
 
     fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {
@@ -213,24 +163,8 @@ impl SixBit {
 }
 
 impl Format for SixBit {
-    fn name(&self) -> &'static str {
-        "Q6_K"
-    }
-
-    fn suffix(&self) -> &'static str {
-        "q6_k"
-    }
-
-    fn ggml_id(&self) -> u32 {
-        14
-    }
-
-    fn block_elements(&self) -> usize {
-        ELEMENTS
-    }
-
-    fn block_bytes(&self) -> usize {
-        Self::BYTES
+    fn facts(&self) -> Facts {
+        Facts::of_blocks("Q6_K", "q6_k", 14, ELEMENTS, Self::BYTES)
     }
 
     #[inline(always)]
@@ -251,18 +185,6 @@ impl Format for SixBit {
         }
     }
 
-    fn dot_kind(&self) -> DotKind {
-        DotKind::Integer
-    }
-
-    fn unit_columns(&self) -> usize {
-        ELEMENTS
-    }
-
-    fn unit_bytes(&self, columns: usize) -> usize {
-        columns.div_ceil(ELEMENTS) * ROWS * Self::BYTES
-    }
-
     fn pack_unit(&self, rows: &[&[u8]; ROWS], _columns: usize, out: &mut [u8]) {
         let (plane, rest) = out.split_at_mut(STEPS * NIBBLE_STEP);
         let (high_bits, rest) = rest.split_at_mut(1024);
@@ -271,17 +193,8 @@ impl Format for SixBit {
             place_nibbles(g, &side_by_side(low, high, 0, 4), ELEMENTS, plane);
             place_bit_pairs(g, &side_by_side(low, high, 4, 2), high_bits);
         });
-        const NONE: [u8; SixBit::BYTES] = [0; SixBit::BYTES];
-        for (r, row) in rows.iter().enumerate() {
-            let block = row.get(..Self::BYTES).unwrap_or(&NONE);
-            let (g, second) = (r % 8, r / 8);
-            for (i, fours) in block[Self::SCALES..Self::D].chunks_exact(4).enumerate() {
-                for (t, scale) in fours.iter().enumerate() {
-                    scales[8 * (4 * g + t) + 4 * second + i] = *scale;
-                }
-            }
-            halves[4 * g + 2 * second..][..2].copy_from_slice(&block[Self::D..]);
-        }
+        place_sixteen(rows, Self::SCALES, scales);
+        place_scales::<2>(rows, Self::BYTES, Self::D, halves);
     }
 
     fn synthesize(&self, sigma: f32, bits: Bits<'_>, blocks: &mut [u8]) {

@@ -10,12 +10,12 @@
 //! element `i`.
 
 use super::planes::{
-    BIT_STEP, BYTE_STEP, Columns, HALF_STEP, NIBBLE_STEP, STEP, UNIT_COLUMNS, each_row_pair,
-    half_at, place_bits, place_bytes, place_halves, place_nibbles, side_by_side,
+    BIT_STEP, BYTE_STEP, Columns, NIBBLE_STEP, STEP, each_row_pair, half_at, nibbles, place_bits,
+    place_bytes, place_nibbles, place_scales, side_by_side,
 };
 use super::random::{Bits, SPREAD_SQUARE, fill, put_half, signed_spread, spread};
 use super::tile::ROWS;
-use super::{DotKind, Format};
+use super::{Facts, Format};
 
 /// A format of blocks of 32: `BITS` is 4, 5 or 8; `MIN` says whether it has a minimum.
 pub(super) struct Legacy<const BITS: usize, const MIN: bool> {
@@ -44,11 +44,7 @@ impl<const BITS: usize, const MIN: bool> Legacy<BITS, MIN> {
             q.copy_from_slice(stored);
             return;
         }
-        let (first, second) = q.split_at_mut(STEP / 2);
-        for ((first, second), byte) in first.iter_mut().zip(second).zip(stored) {
-            *first = byte & 15;
-            *second = byte >> 4;
-        }
+        nibbles(stored, q);
         if BITS == 5 {
             let high = &block[Self::HEADER..Self::QUANTS];
             let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
@@ -83,24 +79,8 @@ impl<const BITS: usize, const MIN: bool> Legacy<BITS, MIN> {
 }
 
 impl<const BITS: usize, const MIN: bool> Format for Legacy<BITS, MIN> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn suffix(&self) -> &'static str {
-        self.suffix
-    }
-
-    fn ggml_id(&self) -> u32 {
-        self.ggml_id
-    }
-
-    fn block_elements(&self) -> usize {
-        STEP
-    }
-
-    fn block_bytes(&self) -> usize {
-        Self::BYTES
+    fn facts(&self) -> Facts {
+        Facts::of_blocks(self.name, self.suffix, self.ggml_id, STEP, Self::BYTES)
     }
 
     #[inline(always)]
@@ -129,18 +109,6 @@ impl<const BITS: usize, const MIN: bool> Format for Legacy<BITS, MIN> {
         }
     }
 
-    fn dot_kind(&self) -> DotKind {
-        DotKind::Integer
-    }
-
-    fn unit_columns(&self) -> usize {
-        UNIT_COLUMNS
-    }
-
-    fn unit_bytes(&self, columns: usize) -> usize {
-        columns / STEP * ROWS * Self::BYTES
-    }
-
     fn pack_unit(&self, rows: &[&[u8]; ROWS], columns: usize, out: &mut [u8]) {
         let steps = columns / STEP;
         let quants = steps * if BITS == 8 { BYTE_STEP } else { NIBBLE_STEP };
@@ -156,10 +124,10 @@ impl<const BITS: usize, const MIN: bool> Format for Legacy<BITS, MIN> {
                 place_bits(g, &side_by_side(low, high, 4, 1), columns, high_bits);
             }
         });
-        let (d, m) = scales.split_at_mut(steps * HALF_STEP);
-        place_halves(rows, Self::BYTES, 0, d);
+        let (d, m) = scales.split_at_mut(steps * ROWS * 2);
+        place_scales::<2>(rows, Self::BYTES, 0, d);
         if MIN {
-            place_halves(rows, Self::BYTES, 2, &mut m[..steps * HALF_STEP]);
+            place_scales::<2>(rows, Self::BYTES, 2, m);
         }
     }
 

@@ -22,9 +22,6 @@ pub(super) const BYTE_STEP: usize = 512;
 /// Bytes of a step in the one-bit plane.
 pub(super) const BIT_STEP: usize = 64;
 
-/// Bytes of a step in a plane of one f16 a row.
-pub(super) const HALF_STEP: usize = 32;
-
 /// One byte a column, zeros past the row's data.
 pub(super) type Columns = [u8; UNIT_COLUMNS];
 
@@ -75,6 +72,16 @@ pub(super) fn each_row_pair(
     }
 }
 
+/// The 4-bit quants of `stored`: low nibbles are the first half of `q`, high ones the second.
+#[inline(always)]
+pub(super) fn nibbles(stored: &[u8], q: &mut [u8]) {
+    let (first, second) = q.split_at_mut(stored.len());
+    for ((first, second), byte) in first.iter_mut().zip(second).zip(stored) {
+        *first = byte & 15;
+        *second = byte >> 4;
+    }
+}
+
 /// The two rows' bits from `from` up, `count` of them, side by side in one byte a column:
 /// row `g` in the low `count` bits, row `g + 8` above.
 pub(super) fn side_by_side(low: &Columns, high: &Columns, from: u32, count: u32) -> Columns {
@@ -107,6 +114,25 @@ pub(super) fn place_nibbles(g: usize, both: &Columns, columns: usize, plane: &mu
                 put(to, 4 * t + j, word(from, 4 * j + t));
             }
         }
+    }
+}
+
+/// Code plane `[columns / 32, 8 g, 4 t, 2]` of u32: word `half` of lane `4g + t` holds columns
+/// `16·half + 4t + b`, nibble `b` of row `g` and nibble `4 + b` of row `g + 8`: the selectors of two
+/// byte permutes.
+pub(super) fn place_codes(
+    g: usize,
+    low: &Columns,
+    high: &Columns,
+    columns: usize,
+    plane: &mut [u8],
+) {
+    let four = |codes: &[u8]| codes.iter().rev().fold(0, |all, c| (all << 4) | u32::from(*c));
+    let fours = low[..columns].chunks_exact(4).zip(high.chunks_exact(4));
+    for (i, (low, high)) in fours.enumerate() {
+        let (s, half, t) = (i / 8, i / 4 % 2, i % 4);
+        let at = s * NIBBLE_STEP + 32 * g;
+        put(&mut plane[at..], 2 * t + half, four(low) | (four(high) << 16));
     }
 }
 
@@ -153,13 +179,55 @@ pub(super) fn place_bit_pairs(g: usize, both: &Columns, plane: &mut [u8]) {
     }
 }
 
-/// Plane `[columns / 32, 8 g, 2 rows]` of the f16 at byte `at` of each block of 32.
-pub(super) fn place_halves(rows: &[&[u8]; ROWS], block_bytes: usize, at: usize, plane: &mut [u8]) {
+/// Plane `[blocks of a row, 8 g, 2 rows]` of the `N` bytes at byte `at` of each block.
+pub(super) fn place_scales<const N: usize>(
+    rows: &[&[u8]; ROWS],
+    block_bytes: usize,
+    at: usize,
+    plane: &mut [u8],
+) {
     for (r, row) in rows.iter().enumerate() {
-        let place = 4 * (r % 8) + 2 * (r / 8);
-        for (s, to) in plane.chunks_exact_mut(HALF_STEP).enumerate() {
-            let half = row.get(s * block_bytes + at..s * block_bytes + at + 2).unwrap_or(&[0, 0]);
-            to[place..place + 2].copy_from_slice(half);
+        let place = N * (2 * (r % 8) + r / 8);
+        for (s, to) in plane.chunks_exact_mut(ROWS * N).enumerate() {
+            let scale = row.get(s * block_bytes + at..s * block_bytes + at + N).unwrap_or(&[0; N]);
+            to[place..place + N].copy_from_slice(scale);
+        }
+    }
+}
+
+/// Plane `[8 g, 4 t, 2 rows, 4 i]` of one byte a sub-block of 16: sub-block `4i + t` of the block
+/// that each row is has byte `at + 4i + t`.
+pub(super) fn place_sixteen(rows: &[&[u8]; ROWS], at: usize, plane: &mut [u8]) {
+    for (r, row) in rows.iter().enumerate() {
+        let scales = row.get(at..at + 16).unwrap_or(&[0; 16]);
+        for (j, scale) in scales.iter().enumerate() {
+            plane[8 * (4 * (r % 8) + j % 4) + 4 * (r / 8) + j / 4] = *scale;
+        }
+    }
+}
+
+/// Bytes of the planes of [`place_six_bits`].
+pub(super) const SIX_BITS: usize = 192;
+
+/// Planes of four 6-bit fields a row and lane, `fields(row, t)`: `[8 g, 4 t, 4]` bytes with the
+/// field of row `g` and, above it, bits 4 and 5 of that of row `g + 8`; then `[8 g, 4 t]` u16 with
+/// the latter's low nibbles in the order 0, 2, 1, 3. A row past the matrix has zeros.
+pub(super) fn place_six_bits(
+    rows: &[&[u8]; ROWS],
+    fields: impl Fn(&[u8], usize) -> [u8; 4],
+    planes: &mut [u8],
+) {
+    let (words, nibbles) = planes.split_at_mut(128);
+    let of = |row: &[u8], t| if row.is_empty() { [0; 4] } else { fields(row, t) };
+    for g in 0..ROWS / 2 {
+        for t in 0..4 {
+            let (low, high, lane) = (of(rows[g], t), of(rows[g + 8], t), 4 * g + t);
+            for i in 0..4 {
+                words[4 * lane + i] = low[i] | (high[i] >> 4 << 6);
+            }
+            let n = high.map(|field| field & 15);
+            nibbles[2 * lane] = n[0] | (n[2] << 4);
+            nibbles[2 * lane + 1] = n[1] | (n[3] << 4);
         }
     }
 }

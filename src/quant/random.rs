@@ -31,10 +31,31 @@ pub(super) fn signed_spread(bits: Bits<'_>) -> f32 {
     if word & 1 == 0 { magnitude } else { -magnitude }
 }
 
-/// Approximately normal with mean 0 and deviation `sigma`: the sum of four uniform bytes.
-pub(super) fn normal(sigma: f32, bits: Bits<'_>) -> f32 {
-    let sum: i32 = bits().to_le_bytes().into_iter().map(i32::from).sum();
-    (sum - 510) as f32 * (sigma / BYTE_SUM_SQUARE.sqrt())
+/// Values that [`normals`] makes at a time.
+const PIECE: usize = 64;
+
+/// Fills `blocks` `[n, N]` with values that are approximately normal with mean 0 and deviation
+/// `sigma`, each as `bytes_of` writes it: the sum of the four bytes of a word.
+///
+/// Words are drawn for a piece at a time: the draws cannot become vectors, the arithmetic does.
+pub(super) fn normals<const N: usize>(
+    sigma: f32,
+    bits: Bits<'_>,
+    blocks: &mut [u8],
+    bytes_of: impl Fn(f32) -> [u8; N],
+) {
+    let unit = sigma / BYTE_SUM_SQUARE.sqrt();
+    let mut words = [0; PIECE];
+    for piece in blocks.chunks_mut(PIECE * N) {
+        let values = piece.as_chunks_mut::<N>().0;
+        let words = &mut words[..values.len()];
+        words.iter_mut().for_each(|word| *word = bits());
+        for (value, word) in values.iter_mut().zip(words) {
+            let pairs = (*word & 0x00ff_00ff) + (*word >> 8 & 0x00ff_00ff);
+            let sum = (pairs & 0xffff) + (pairs >> 16);
+            *value = bytes_of((sum as i32 - 510) as f32 * unit);
+        }
+    }
 }
 
 /// Writes `value` as f16 at byte `at` of `block`.

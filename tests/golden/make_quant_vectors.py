@@ -5,7 +5,8 @@
 
 writes beside itself
   quant_vectors.bin    per type: u32 type id, u32 blocks, the blocks, their f32 values; little-endian.
-                       The scales of the first blocks are zeros, infinities, NaNs and subnormals.
+                       The scales of the first blocks are zeros, infinities, NaNs and subnormals;
+                       MXFP4 has every exponent once.
   quant_digests.json   per type: SHA-256 over the SHA-256 of each chunk of CHUNK blocks, of the f32
                        values of BLOCKS blocks whose bytes are `stream` below.
 Every NaN is written as 0x7fc00000.
@@ -35,9 +36,14 @@ TYPES = [
     ("Q5_0", [0], 64),
     ("Q5_1", [0, 2], 64),
     ("Q8_0", [0], 64),
+    ("Q2_K", [80, 82], 24),
+    ("Q3_K", [108], 24),
     ("Q4_K", [0, 2], 24),
     ("Q5_K", [0, 2], 24),
     ("Q6_K", [208], 24),
+    ("IQ4_NL", [0], 64),
+    ("IQ4_XS", [0], 24),
+    ("MXFP4", [], 256),
 ]
 
 
@@ -71,6 +77,8 @@ def main():
                 # Second round: another special in the second field.
                 special = SPECIAL[(i + which * (3 * (i // len(SPECIAL)) + 1)) % len(SPECIAL)]
                 blocks[i, at : at + 2] = np.frombuffer(struct.pack("<H", special), np.uint8)
+        if name == "MXFP4":
+            blocks[:, 0] = np.arange(count)
         vectors += struct.pack("<II", kind, count) + blocks.tobytes() + values(blocks, kind)
 
         outer = hashlib.sha256()

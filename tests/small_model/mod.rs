@@ -105,6 +105,34 @@ impl SmallModel {
         self
     }
 
+    /// Makes a `llama` or `qwen2` of width 256, so that every format has whole blocks, with `heads`
+    /// query heads over half as many.
+    pub(crate) fn widen(mut self, heads: u32) -> Self {
+        const WIDTH: u64 = 256;
+        for t in &mut self.tensors {
+            let rows = match t.name.as_str() {
+                n if n.contains("attn_k.") || n.contains("attn_v.") => WIDTH / 2,
+                n if n.contains("ffn_gate.") || n.contains("ffn_up.") => 2 * WIDTH,
+                "token_embd.weight" => VOCAB,
+                _ => WIDTH,
+            };
+            let columns = if t.name.contains("ffn_down.") { 2 * WIDTH } else { WIDTH };
+            t.shape = if t.shape.len() == 1 { vec![rows] } else { vec![columns, rows] };
+        }
+        let Some(Key::Text(arch)) = self.keys.first().map(|(_, v)| v.clone()) else {
+            panic!("the first key is the architecture");
+        };
+        for (rest, value) in [
+            ("attention.head_count", heads),
+            ("attention.head_count_kv", heads / 2),
+            ("embedding_length", WIDTH as u32),
+            ("feed_forward_length", 2 * WIDTH as u32),
+        ] {
+            self.set(&format!("{arch}.{rest}"), Key::U32(value));
+        }
+        self
+    }
+
     /// Writes it into `folder` and opens it.
     pub(crate) fn open(&self, folder: &Path) -> Checkpoint {
         Checkpoint::open(&self.write(folder)).unwrap()
