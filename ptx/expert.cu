@@ -42,7 +42,7 @@ JOIN(expert_matvec, FORMAT)(const StepState* step, const float* x, const float* 
 
     uint8_t* activations = shared_memory;
     float* sums = reinterpret_cast<float*>(shared_memory + units * Format::STAGE_BYTES);
-    Stager<Format, 2> stager;
+    Stager<Format, 2, 2> stager;
     stager.stage(activations, x + slot * stride, nullptr, columns, units, warp, lane);
     __syncthreads();
 

@@ -54,10 +54,10 @@ fn plan(format: QuantFormat, widths: &[u32]) -> (DecodePlan, Vec<(Buf, Buf)>) {
     for &columns in widths {
         let natural = RowOrder::Natural;
         let shape = Matrix { id: WeightId(0), format, rows: ROWS, columns, order: natural };
-        let table = plan.matrix(&table(columns), shape);
+        let table = plan.matrix(&table(columns), 0, shape);
         let row = plan.buffer("row", columns);
         plan.record(&format!("embed.{columns}"), Op::Embed(Embed { table, out: row, scale: 1.0 }));
-        let weight = plan.matrix(&weight(columns), shape);
+        let weight = plan.matrix(&weight(columns), 0, shape);
         let out = plan.buffer("product", ROWS);
         let op = Op::MatVec(MatVec { x: row, weight, bias: None, out });
         plan.record(&format!("matvec.{columns}"), op);

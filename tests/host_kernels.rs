@@ -9,8 +9,8 @@
 
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::{
-    Add, Argmax, Buf, CacheRef, HostMemory, HostState, HostWeight, KvAppend, KvType, Op, Pairing,
-    RmsNorm, Rope, SwiGlu, Vector, WeightId,
+    Activation, Add, Argmax, Buf, CacheRef, Glu, HostMemory, HostState, HostWeight, KvAppend,
+    KvType, Op, Pairing, RmsNorm, Rope, Vector, WeightId,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use libloading::{Library, Symbol};
@@ -118,7 +118,7 @@ fn reference(
     let layout = builder.finish().workspace();
     let weights = weights.iter().cloned().map(HostWeight::Vector).collect();
     let elements = cache.map_or(0, |c| (c.kv_heads * c.capacity * c.head_dim) as usize);
-    let mut memory = HostMemory::new(&layout, weights, 1, elements);
+    let mut memory = layout.host_memory(weights, 1, elements);
     for (buf, data) in bufs.iter().zip(buffers) {
         memory.buf_mut(*buf).copy_from_slice(data);
     }
@@ -137,7 +137,7 @@ fn error_of_rms_norm(kernels: &Library) -> f64 {
     let (mut x, mut gain, mut out) = (noise(1, n), noise(2, n), vec![f32::NAN; n]);
     let (mut dim, mut eps, mut state) = (n as u32, 1e-5f32, step());
     let (memory, bufs) = reference(&[&x, &out], &[gain.clone()], None, |b| {
-        Op::RmsNorm(RmsNorm { x: b[0], gain: vector(n), out: b[1], eps: 1e-5 })
+        Op::RmsNorm(RmsNorm { x: b[0], gain: vector(n), out: b[1], rows: 1, eps: 1e-5 })
     });
     let mut parameters =
         [at(&mut state), list(&mut x), list(&mut gain), list(&mut out), at(&mut dim), at(&mut eps)];
@@ -161,7 +161,13 @@ fn element_wise_kernels_compute_what_their_references_compute() {
 
     let mut out = vec![f32::NAN; n];
     let (memory, bufs) = reference(&[&a, &b, &out], &[], None, |b| {
-        Op::SwiGlu(SwiGlu { gate: b[0], up: b[1], out: b[2], len: n as u32 })
+        Op::Glu(Glu {
+            gate: b[0],
+            up: b[1],
+            out: b[2],
+            len: n as u32,
+            activation: Activation::Silu,
+        })
     });
     let mut parameters = [at(&mut state), list(&mut a), list(&mut b), list(&mut out), at(&mut len)];
     run(&kernels, "swiglu", 4, 256, &mut parameters);

@@ -6,10 +6,11 @@
 //!
 //! The buffer is far larger than the L2 cache, and every byte is read once.
 
-use super::bind::{KernelSource, gpu_of, prepare};
+use super::bind::{KernelSource, gpu_of};
 use super::driver::{Context, Device, DeviceMemory, Event, Module, Stream};
 use super::issue::{BoundStep, issue_one};
 use super::kernels::{ParamType, entry_parameters};
+use super::modules::prepare;
 use crate::error::{Error, Result};
 
 /// Bytes that are read, at most.

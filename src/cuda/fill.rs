@@ -1,10 +1,11 @@
 //! Seeded contents of the caches, computed where they are needed: at depth the host would take
 //! seconds, and the bus as long again.
 
-use super::bind::{BoundPlan, prepare};
+use super::bind::BoundPlan;
 use super::driver::{Context, Module, Stream};
 use super::issue::{BoundStep, issue_one};
 use super::kernels::{self, ParamType, entry_parameters};
+use super::modules::prepare;
 use crate::engine::{CacheHalf, stream as values_of};
 use crate::error::{Error, Result};
 

@@ -16,6 +16,7 @@ mod fill;
 pub mod graph;
 mod issue;
 pub mod kernels;
+mod modules;
 mod program;
 mod signature;
 pub mod step_state;

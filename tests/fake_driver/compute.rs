@@ -143,7 +143,7 @@ impl<'a> Kernel<'a> {
         let at = self.next as u32;
         let (_x, gain, eps) = (self.address(), self.address(), self.f32());
         let none = Vector { id: WeightId(u32::MAX), len: 0 };
-        Ok((RmsNorm { x: Buf(at), gain: none, out: Buf(0), eps }, gain))
+        Ok((RmsNorm { x: Buf(at), gain: none, out: Buf(0), rows: 1, eps }, gain))
     }
 
     pub(super) fn pairing(&self, halves: u32) -> Pairing {
@@ -171,7 +171,7 @@ impl<'a> Kernel<'a> {
         builder.record("kernel", op.clone());
         let plan = builder.finish();
         let len = cache.map_or(0, |(c, _)| (c.kv_heads * c.capacity * c.head_dim) as usize);
-        let mut memory = HostMemory::new(&plan.workspace(), weights, 1, len);
+        let mut memory = plan.workspace().host_memory(weights, 1, len);
         let reused = plant == Some(Plant::ReusedActivations) && matches!(op, Op::GateUp(_));
         for (i, (buf, address)) in buffers.iter().enumerate() {
             let Some(address) = *address else { continue };

@@ -7,7 +7,7 @@ use super::state::{Node, State, code};
 use super::step::{advance, read_step};
 use decode_graph::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
 use decode_graph::ops::{
-    Add, Argmax, Attention, Embed, KvAppend, KvType, MatVec, Op, RmsNorm, Rope, SwiGlu,
+    Activation, Add, Argmax, Attention, Embed, Glu, KvAppend, KvType, MatVec, Op, RmsNorm, Rope,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
@@ -64,19 +64,21 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         "rms_norm" => {
             let (x, gain, out, dim, eps) =
                 (k.address(), k.address(), k.address(), k.u32(), k.f32());
-            let (x, out) = (k.buf(x, dim), k.buf(out, dim));
+            let rows = node.grid[0];
+            let (x, out) = (k.buf(x, rows * dim), k.buf(out, rows * dim));
             let gain = k.vector(gain, dim)?;
-            k.compute(Op::RmsNorm(RmsNorm { x, gain, out, eps })).map(drop)
+            k.compute(Op::RmsNorm(RmsNorm { x, gain, out, rows, eps })).map(drop)
         }
         "add" => {
             let (out, x, len) = (k.address(), k.address(), k.u32());
             let (out, x) = (k.buf(out, len), k.buf(x, len));
             k.compute(Op::Add(Add { out, x, len })).map(drop)
         }
-        "swiglu" => {
+        "swiglu" | "geglu" => {
             let (gate, up, out, len) = (k.address(), k.address(), k.address(), k.u32());
             let (gate, up, out) = (k.buf(gate, len), k.buf(up, len), k.buf(out, len));
-            k.compute(Op::SwiGlu(SwiGlu { gate, up, out, len })).map(drop)
+            let activation = if op == "geglu" { Activation::GeluTanh } else { Activation::Silu };
+            k.compute(Op::Glu(Glu { gate, up, out, len, activation })).map(drop)
         }
         "rope" => {
             let (x, freqs, head_dim, pairs) = (k.address(), k.address(), k.u32(), k.u32());
@@ -100,12 +102,14 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let (q, keys, values) = (k.address(), k.address(), k.address());
             let (out, _partial, _counters) = (k.address(), k.address(), k.address());
             let (group, kv_heads, head_dim, capacity) = (k.u32(), k.u32(), k.u32(), k.u32());
-            let (_splits, scale) = (k.u32(), k.f32());
+            let (_splits, scale, window, softcap) = (k.u32(), k.f32(), k.u32(), k.f32());
             let cache = k.cache([keys, values], kv_heads, head_dim, capacity, kv_type(&name));
             let heads = group * kv_heads;
             let (q, out) = (k.buf(q, heads * head_dim), k.buf(out, heads * head_dim));
             let partial = k.inner(1);
-            let op = Attention { q, cache, out, partial, heads, scale };
+            let window = (window != 0).then_some(window);
+            let softcap = (softcap != 0.0).then_some(softcap);
+            let op = Attention { q, cache, out, partial, heads, scale, softcap, window };
             k.compute(Op::Attention(op)).map(drop)
         }
         "embed" => {
@@ -145,7 +149,8 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let gate = k.product(wg, bg, weights, (rows, columns), norm.out, gate)?;
             let up = k.product(wu, bu, weights, (rows, columns), norm.out, up)?;
             let out = k.buf(out, rows);
-            let act = SwiGlu { gate: gate.out, up: up.out, out, len: rows };
+            let act =
+                Glu { gate: gate.out, up: up.out, out, len: rows, activation: Activation::Silu };
             k.compute(Op::GateUp(GateUp { norm, gate, up, act })).map(drop)
         }
         "lm_head" => {
