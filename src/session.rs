@@ -45,8 +45,8 @@ pub struct SessionOptions {
     pub sampling: Option<Sampling>,
     /// What is told about each step.
     pub debug: DebugLevel,
-    /// On CUDA, a kernel a step also where the persistent kernel could take the whole token.
-    pub separate: bool,
+    /// On CUDA, the whole token in the persistent kernel, where the plan has a program.
+    pub persistent: bool,
     /// On CUDA, the persistent kernel keeps readings of the clock.
     pub trace: bool,
 }
@@ -62,7 +62,7 @@ impl Default for SessionOptions {
             fused: true,
             sampling: None,
             debug: DebugLevel::default(),
-            separate: false,
+            persistent: false,
             trace: false,
         }
     }
@@ -387,8 +387,8 @@ fn cuda(
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F16)?;
     let (device, mode, debug) = (options.device, options.mode, options.debug);
-    let (separate, trace) = (options.separate, options.trace);
-    let options = CudaOptions { device, mode, debug, separate, trace };
+    let (persistent, trace) = (options.persistent, options.trace);
+    let options = CudaOptions { device, mode, debug, persistent, trace };
     let engine = CudaEngine::new(checkpoint, &plan, options, progress)?;
     Ok((plan, Box::new(engine)))
 }

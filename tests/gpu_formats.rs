@@ -157,7 +157,7 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
     for format in QuantFormat::ALL {
         let case = Case::new(format);
         // A kernel a step: those of the format's own modules.
-        let options = CudaOptions { mode: Mode::Graph, separate: true, ..CudaOptions::default() };
+        let options = CudaOptions { mode: Mode::Graph, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,

@@ -79,7 +79,7 @@ fn run(checkpoint: &Checkpoint, backend: BackendChoice, mode: Mode) -> Result<Bi
 
 fn engine(checkpoint: &Checkpoint, mode: Mode, debug: DebugLevel) -> CudaEngine {
     let plain = record(checkpoint, PlanOptions { capacity: CAPACITY, kv: KvType::F16 }).unwrap();
-    let options = CudaOptions { device: 0, mode, debug, separate: true, trace: false };
+    let options = CudaOptions { device: 0, mode, debug, ..CudaOptions::default() };
     CudaEngine::new(checkpoint, &fuse::fuse(&plain), options, &mut |_, _| {}).unwrap()
 }
 

@@ -30,8 +30,8 @@ pub type KernelSource<'a> = &'a dyn Fn(&str, (u32, u32)) -> Option<&'static str>
 /// How a plan is to be issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Want {
-    /// A kernel a step, also where the persistent kernel could take the whole token.
-    pub separate: bool,
+    /// The whole token in the persistent kernel, where the plan has a program.
+    pub persistent: bool,
     /// The persistent kernel keeps readings of the clock.
     pub trace: bool,
 }
@@ -200,7 +200,7 @@ impl BoundPlan {
         let gpu = gpu_of(context)?;
         let stream = Stream::new(context)?;
         let program = match Program::of(plan, &gpu) {
-            Some(p) if !want.separate && kernels(MODULE, gpu.compute).is_some() => {
+            Some(p) if want.persistent && kernels(MODULE, gpu.compute).is_some() => {
                 Some(BoundProgram::new(context, &stream, p, want.trace)?)
             }
             _ => None,

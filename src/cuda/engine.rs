@@ -53,8 +53,8 @@ pub struct CudaOptions {
     pub mode: Mode,
     /// Anything but off is launch by launch.
     pub debug: DebugLevel,
-    /// A kernel a step, also where the persistent kernel could take the whole token.
-    pub separate: bool,
+    /// The whole token in the persistent kernel, where the plan has a program.
+    pub persistent: bool,
     /// The persistent kernel keeps readings of the clock.
     pub trace: bool,
 }
@@ -120,7 +120,7 @@ impl CudaEngine {
         let device = Device::get(options.device)?;
         let context = Context::new(device)?;
         let info = info(device)?;
-        let want = Want { separate: options.separate, trace: options.trace };
+        let want = Want { persistent: options.persistent, trace: options.trace };
         let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();

@@ -11,6 +11,7 @@ use decode_graph::ops::{
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
+use half::f16;
 
 /// Runs `node`, which is number `place.0` of a graph whose last is `place.1` (0 of 0 alone). An
 /// error is the fault that its memory accesses make.
@@ -21,6 +22,9 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
     if name == "read_ceiling" {
         let bytes = node.args.get(1).copied().unwrap_or(0) as usize * 16;
         return s.read(node.args[0], bytes).map(drop);
+    }
+    if let Some(kind) = name.strip_prefix("fill_cache_") {
+        return fill_cache(s, &node.args, kind == "f16");
     }
     let mut step = read_step(s, node.args[0])?;
     if s.plant == Some(Plant::StalePointer) && graph && place.0 == 0 && step.position == 2 {
@@ -278,4 +282,32 @@ impl Kernel<'_> {
         let op = Qkv { norm, q, k: k_mat, v, rope_q, rope_k, append };
         self.compute(Op::Qkv(Box::new(op))).map(drop)
     }
+}
+
+/// Seeded rows of `[heads, capacity, head_dim]`, by the formula that stands over
+/// `src/engine/seeded.rs`.
+fn fill_cache(s: &mut State, args: &[u64], halves: bool) -> Result<(), u32> {
+    let &[cache, stream, heads, head_dim, capacity, positions] = args else {
+        return Err(code::LAUNCH_FAILED);
+    };
+    let mix = |x: u64| {
+        let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    };
+    for (head, position) in (0..heads).flat_map(|h| (0..positions).map(move |p| (h, p))) {
+        let row = mix(mix(stream.wrapping_add(head)).wrapping_add(position));
+        let value = |i: u64| {
+            let uniform = (mix(row.wrapping_add(i)) >> 40) as f32 / 16_777_216.0;
+            f16::from_f32((uniform - 0.5) * 3.464_101_6)
+        };
+        let bytes: Vec<u8> = match halves {
+            true => (0..head_dim).flat_map(|i| value(i).to_le_bytes()).collect(),
+            false => (0..head_dim).flat_map(|i| value(i).to_f32().to_le_bytes()).collect(),
+        };
+        let element = if halves { 2 } else { 4 };
+        s.write(cache + (head * capacity + position) * head_dim * element, &bytes)?;
+    }
+    Ok(())
 }

@@ -85,9 +85,9 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
-    /// A kernel a step, chained by programmatic launch, instead of one persistent kernel
+    /// The whole token in one persistent kernel instead of a chain of kernels (compute 9.0; on trial)
     #[arg(long)]
-    pub(crate) separate: bool,
+    pub(crate) persistent: bool,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }

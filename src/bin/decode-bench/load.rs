@@ -120,7 +120,7 @@ pub(crate) fn options(
         fused: !args.no_fuse,
         sampling: None,
         debug: environment.debug,
-        separate: args.separate,
+        persistent: args.persistent,
         trace: false,
     })
 }

@@ -17,7 +17,9 @@ use std::time::Duration;
 pub(crate) fn run(args: &ProfileArgs, environment: &Environment) -> Result<Outcome> {
     let model = load::required(&args.model)?;
     let capacity = args.depth + args.n_gen.max(args.tokens) + 1;
-    let base = load::options(&args.engine, capacity, environment)?;
+    // Only the persistent kernel can look at its own steps.
+    let base =
+        SessionOptions { persistent: true, ..load::options(&args.engine, capacity, environment)? };
     let test = Test { n_prompt: 0, n_gen: args.n_gen, depth: args.depth };
     let repeat = Repeat { times: 3, max_noise: None, most: 3, warmup: true, delay: Duration::ZERO };
     let plain = {
