@@ -110,7 +110,7 @@ fn keys_that_describe_no_model_are_refused_by_key_and_place() {
         ("M20 u64", "block_count", U64(2), Is::Served),
         ("M20 neg", "block_count", I32(-2), Is::Bad(BadValue, "block_count")),
         ("M20 f32", "block_count", F32(2.0), Is::Bad(BadType, "block_count")),
-        ("M23", "expert_count", U32(8), Is::NotServed("mixture of experts")),
+        ("M23", "expert_count", U32(8), Is::Bad(MissingKey, "expert_used_count")),
         ("V22", "vocab_size", U64(1 << 31), Is::Bad(BadValue, "vocab_size")),
         ("hidden 0", "embedding_length", U32(0), Is::Bad(BadValue, "embedding_length")),
         ("ffn 2^31", "feed_forward_length", U32(1 << 31), Is::Bad(BadValue, "feed_forward")),

@@ -108,16 +108,18 @@ inline int launch(uint32_t grid, uint32_t threads, std::function<void()> kernel)
     return 0;
 }
 
-// The value of the lane whose number differs from this one's by `mask`, once all lanes are here.
-inline uint32_t shuffle(uint32_t value, uint32_t mask) {
+// The value of thread `from` of this warp, once all its lanes are here.
+inline uint32_t shuffle_from(uint32_t value, uint32_t from) {
     Fibre& f = fibres[current];
     const uint32_t self = current, parity = f.parity;
     f.slots[parity] = value;
     f.parity ^= 1;
     wait(State::shuffle);
     threadIdx.x = self;
-    return fibres[self ^ mask].slots[parity];
+    return fibres[from].slots[parity];
 }
+// The value of the lane whose number differs from this one's by `mask`.
+inline uint32_t shuffle(uint32_t value, uint32_t mask) { return shuffle_from(value, current ^ mask); }
 
 inline uint64_t clock() { return ++ticks; }
 
@@ -142,6 +144,13 @@ inline float __shfl_xor_sync(uint32_t, float v, int mask) {
 }
 inline uint32_t __shfl_xor_sync(uint32_t, uint32_t v, int mask) {
     return shim::shuffle(v, static_cast<uint32_t>(mask));
+}
+inline float __shfl_sync(uint32_t, float v, int lane) {
+    const uint32_t from = (shim::current & ~31u) + static_cast<uint32_t>(lane);
+    return __uint_as_float(shim::shuffle_from(__float_as_uint(v), from));
+}
+inline uint32_t __shfl_sync(uint32_t, uint32_t v, int lane) {
+    return shim::shuffle_from(v, (shim::current & ~31u) + static_cast<uint32_t>(lane));
 }
 inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
     const uint32_t old = *at;
