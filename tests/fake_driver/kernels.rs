@@ -113,6 +113,10 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let partial = k.inner(1);
             let window = (window != 0).then_some(window);
             let softcap = (softcap != 0.0).then_some(softcap);
+            if k.s.plant == Some(Plant::GridFromPosition) && graph {
+                let position = k.step.position;
+                k.step.position = *k.s.memories.position.get_or_insert(position);
+            }
             let op = Attention { q, cache, out, partial, heads, scale, softcap, window };
             k.compute(Op::Attention(op)).map(drop)
         }
