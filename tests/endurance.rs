@@ -7,11 +7,16 @@ mod endurance_runs;
 mod fake_driver;
 mod small_model;
 
+use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::driver::{Context, Device};
+use decode_graph::ops::KvType;
+use decode_graph::plan::fuse;
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, SessionOptions};
-use endurance_runs::{DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak};
+use endurance_runs::{
+    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak, steps_that_write_nothing,
+};
 use fake_driver::{Fake, Live, Plant};
 use small_model::SmallModel;
 
@@ -71,4 +76,24 @@ fn a_replay_that_is_not_eager_has_another_hash() {
     let fake = Fake::new();
     fake.plant(Some(Plant::LastLayerSkipped));
     let _ = one_hash(&model(), &options(), 20);
+}
+
+#[test]
+fn steps_beyond_the_capacity_or_the_vocabulary_write_nothing() {
+    let _fake = Fake::new();
+    let (model, context) = (model(), Context::new(Device::get(0).unwrap()).unwrap());
+    let plain = record(&model, PlanOptions { capacity: 24, kv: KvType::F16 }).unwrap();
+    for plan in [fuse::fuse(&plain), plain] {
+        steps_that_write_nothing(&context, &model, &plan, false).unwrap();
+    }
+}
+
+#[test]
+#[should_panic(expected = "position 24, token 1")]
+fn a_step_computed_at_the_capacity_is_found() {
+    let fake = Fake::new();
+    let (model, context) = (model(), Context::new(Device::get(0).unwrap()).unwrap());
+    let plain = record(&model, PlanOptions { capacity: 24, kv: KvType::F16 }).unwrap();
+    fake.plant(Some(Plant::CapacityIgnored));
+    let _ = steps_that_write_nothing(&context, &model, &plain, false);
 }

@@ -15,7 +15,7 @@ use super::kernels::PROGRAMMATIC_COMPUTE;
 use super::modules::{Functions, load, no_kernel, sources};
 use super::program::{BoundProgram, MODULE};
 use super::red_zones::{RedZones, ZONE};
-use super::step_state::{NOT_FORCED, RING_BYTES, StepState};
+use super::step_state::{NOT_FORCED, RING_BYTES, Status, StepState};
 use super::upload::{ALIGNMENT, Target, WeightMap, upload};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -398,7 +398,8 @@ impl BoundPlan {
         Ok(state)
     }
 
-    /// Sets the step state.
+    /// Sets the step state, with the status of a token outside the vocabulary where it is one: what
+    /// the kernels choose or take from the forced inputs has it already, and none looks again.
     ///
     /// # Errors
     ///
@@ -407,6 +408,8 @@ impl BoundPlan {
         if let Some(program) = &self.program {
             program.reset(stream, state.steps)?;
         }
+        let outside = if state.token >= state.vocab { Status::TOKEN } else { 0 };
+        let state = StepState { status: state.status | outside, ..state };
         self.state.upload(stream, 0, &[state])
     }
 

@@ -5,9 +5,15 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use decode_graph::checkpoint::Checkpoint;
+use decode_graph::cuda::bind::Want;
+use decode_graph::cuda::driver::{Context, Stream};
+use decode_graph::cuda::step_state::StepState;
+use decode_graph::cuda::{BoundPlan, CapturedGraph, kernels};
 use decode_graph::error::Result;
+use decode_graph::plan::DecodePlan;
 use decode_graph::session::{DecodeSession, Finish, Mode, SessionOptions};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most that the free memory of a device may change, bytes.
@@ -166,4 +172,40 @@ pub(crate) fn one_hash(
     let other = hashes.iter().position(|h| *h != first);
     assert_eq!(other, None, "a run with another hash than the first");
     Ok(first)
+}
+
+/// Replays steps whose position or token is out of range: each sets its status, moves nothing on,
+/// and leaves caches and red zones as they were.
+pub(crate) fn steps_that_write_nothing(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    plan: &DecodePlan,
+    persistent: bool,
+) -> Result<()> {
+    let want = Want { persistent, red_zones: true, ..Want::default() };
+    let bound =
+        Arc::new(BoundPlan::new(context, checkpoint, plan, &kernels::ptx, want, &mut |_, _| {})?);
+    let stream = Stream::new(context)?;
+    let mut graph = CapturedGraph::capture(&bound, &stream)?;
+    let (capacity, vocab) = (plan.cache.capacity, plan.vocab);
+    let look = || -> Result<Vec<[Vec<u8>; 2]>> {
+        (0..plan.cache.layers).map(|layer| bound.cache_bytes(&stream, layer)).collect()
+    };
+    let state = StepState { capacity, vocab, ..StepState::default() };
+    bound.set_state(&stream, StepState { token: 1, position: capacity - 1, ..state })?;
+    graph.replay(&stream)?;
+    assert_eq!(bound.state(&stream)?.position, capacity, "a step in range goes on");
+    let before = look()?;
+    let beyond = [capacity, capacity + 1, i32::MAX as u32, u32::MAX];
+    let positions = beyond.map(|position| (position, 1, 1));
+    let tokens = [vocab, u32::MAX].map(|token| (0, token, 2));
+    for (steps, (position, token, status)) in (1..).zip(positions.into_iter().chain(tokens)) {
+        let given = StepState { position, token, steps, ..state };
+        bound.set_state(&stream, given)?;
+        graph.replay(&stream)?;
+        let after = bound.state(&stream)?;
+        assert_eq!(after, StepState { status, ..given }, "position {position}, token {token}");
+        assert!(look()? == before, "position {position}, token {token}: the cache was changed");
+    }
+    bound.check_red_zones(&stream)
 }
