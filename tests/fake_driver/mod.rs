@@ -27,7 +27,7 @@ mod table;
 mod tiles;
 
 pub(crate) use plants::Plant;
-pub(crate) use state::{Fault, Live};
+pub(crate) use state::{Fault, Live, Runner};
 
 use parking_lot::{Mutex, MutexGuard};
 use state::STATE;
@@ -72,6 +72,11 @@ impl Fake {
     /// Builds `plant` into the kernels, or the driver.
     pub(crate) fn plant(&self, plant: Option<Plant>) {
         STATE.lock().plant = plant;
+    }
+
+    /// Has kernels run by `runner`, or by the references again.
+    pub(crate) fn run_kernels_by(&self, runner: Option<Runner>) {
+        STATE.lock().runner = runner;
     }
 
     /// Names of the entry points called since the last [`take_log`](Self::take_log).
@@ -122,6 +127,7 @@ impl Fake {
 
 impl Drop for Fake {
     fn drop(&mut self) {
+        self.run_kernels_by(None);
         self.restart();
     }
 }
