@@ -5,8 +5,8 @@
 #   scripts/sanitize.sh OUT DECODE_BENCH [GPU_TRUST]
 #
 # DECODE_BENCH: `generate` on tiny models of every mixture of types, as a graph and launch by launch
-# (GPU_DEBUG=1), with and without --persistent. GPU_TRUST (tests/gpu_trust.rs): its test
-# every_format_in_few_tokens, which has also the types without a mixture of their own, plain plans and
+# (GPU_DEBUG=1), with and without --persistent. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
+# every_format_in_few_tokens…, which have also the types without a mixture of their own, plain plans and
 # red zones. Logs under OUT; a table of errors by tool last; exit 1 where there is an error, 2 where a
 # run did not come to its end.
 #
@@ -35,8 +35,9 @@ one() {
         racecheck) flags+=(--racecheck-report analysis) ;;
         initcheck) flags+=(--track-unused-memory no) ;;
     esac
-    if [ "$way" = test ]; then
+    if [[ $way == test* ]]; then
         command=("$trust" --exact --ignored --nocapture every_format_in_few_tokens)
+        [ "$way" = test ] || command[4]+=_of_the_persistent_kernel
         limit=$((5 * limit))
     else
         command=("$bench" generate --synthetic "tiny:$type" --backend cuda
@@ -52,7 +53,7 @@ export -f one
 export out bench trust sanitizer limit
 
 for tool in $tools; do
-    [ -z "$trust" ] || echo "$tool test all"
+    [ -z "$trust" ] || printf '%s\n' "$tool test all" "$tool test-persistent all"
     for way in $ways; do
         for type in $types; do echo "$tool $way $type"; done
     done
@@ -66,7 +67,7 @@ errors() {
 failed=0
 printf '%-10s %-18s %6s %8s %10s\n' tool way runs errors unfinished
 for tool in $tools; do
-    for way in ${trust:+test} $ways; do
+    for way in ${trust:+test test-persistent} $ways; do
         runs=0 sum=0 unfinished=0
         for rc in "$out/$tool.$way".*.rc; do
             [ -e "$rc" ] || continue

@@ -158,8 +158,7 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
         let case = Case::new(format);
         // A kernel a step: those of the format's own modules.
         // Between red zones no two buffers share memory: argmax's candidates would take that of rows.
-        let options =
-            CudaOptions { mode: Mode::Graph, red_zones: true, ..CudaOptions::default() };
+        let options = CudaOptions { mode: Mode::Graph, red_zones: true, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,

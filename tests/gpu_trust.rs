@@ -84,18 +84,19 @@ fn fill(engine: &mut CudaEngine, capacity: u32) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-/// Every format, plain and fused, in every way to issue it, between red zones, to the last position
-/// of the cache.
-fn every_format_between_red_zones(capacity: u32) -> usize {
+/// A way to issue a plan: fused or plain, and in the persistent kernel or not.
+type Way = (bool, Mode, bool);
+
+const KERNELS: [Way; 3] =
+    [(true, Mode::Graph, false), (true, Mode::Eager, false), (false, Mode::Graph, false)];
+const PERSISTENT: [Way; 2] = [(true, Mode::Graph, true), (true, Mode::Eager, true)];
+
+/// Every format in these ways, between red zones, to the last position of the cache.
+fn every_format_between_red_zones(ways: &[Way], capacity: u32) -> usize {
     let mut runs = 0;
     for format in QuantFormat::ALL {
         let checkpoint = model(format);
-        for (fused, mode, persistent) in [
-            (true, Mode::Graph, false),
-            (true, Mode::Eager, false),
-            (false, Mode::Graph, false),
-            (true, Mode::Graph, true),
-        ] {
+        for &(fused, mode, persistent) in ways {
             let plan = plan(&checkpoint, capacity, fused);
             let options =
                 CudaOptions { mode, persistent, red_zones: true, ..CudaOptions::default() };
@@ -118,30 +119,52 @@ fn every_format_between_red_zones(capacity: u32) -> usize {
 fn no_kernel_of_any_format_writes_outside_its_buffers() {
     let Some(_device) = device() else { return };
     let start = Instant::now();
-    let runs = every_format_between_red_zones(40);
+    let runs = every_format_between_red_zones(&KERNELS, 40);
     println!("trust | red zones | {runs} sessions, no byte changed, in {:?}", start.elapsed());
+}
+
+#[test]
+fn the_persistent_kernel_writes_nothing_outside_its_buffers() {
+    let Some(_device) = device() else { return };
+    let runs = every_format_between_red_zones(&PERSISTENT, 40);
+    println!("trust | red zones, persistent | {runs} sessions, no byte changed");
 }
 
 #[test]
 #[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
 fn every_format_in_few_tokens() {
     let Some(_device) = device() else { return };
-    println!("{} sessions", every_format_between_red_zones(6));
+    println!("{} sessions", every_format_between_red_zones(&KERNELS, 6));
+}
+
+#[test]
+#[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
+fn every_format_in_few_tokens_of_the_persistent_kernel() {
+    let Some(_device) = device() else { return };
+    println!("{} sessions", every_format_between_red_zones(&PERSISTENT, 6));
+}
+
+/// Position and token out of range in plans of two formats.
+fn out_of_range(ways: &[(bool, bool)]) {
+    let Some((context, _)) = device() else { return };
+    for format in [QuantFormat::Q4K, QuantFormat::F16] {
+        let checkpoint = model(format);
+        for (fused, persistent) in ways {
+            let plan = plan(&checkpoint, 24, *fused);
+            steps_that_write_nothing(&context, &checkpoint, &plan, *persistent).unwrap();
+        }
+    }
+    println!("trust | steps that write nothing, {ways:?} | cache and zones unchanged");
 }
 
 #[test]
 fn steps_beyond_the_capacity_or_the_vocabulary_write_nothing() {
-    let Some((context, _)) = device() else { return };
-    for format in [QuantFormat::Q4K, QuantFormat::F16] {
-        let checkpoint = model(format);
-        for (fused, persistent) in [(true, false), (false, false), (true, true)] {
-            let plan = plan(&checkpoint, 24, fused);
-            steps_that_write_nothing(&context, &checkpoint, &plan, persistent).unwrap();
-        }
-    }
-    println!(
-        "trust | steps that write nothing | 6 positions and tokens, cache and zones unchanged"
-    );
+    out_of_range(&[(true, false), (false, false)]);
+}
+
+#[test]
+fn such_steps_of_the_persistent_kernel_write_nothing() {
+    out_of_range(&[(true, true)]);
 }
 
 #[test]
@@ -180,7 +203,7 @@ fn a_quarter_of_a_million_tokens_leave_the_same_bits_each_fill_and_no_memory_beh
 }
 
 #[test]
-fn the_persistent_kernel_does_too() {
+fn a_quarter_of_a_million_tokens_of_the_persistent_kernel_do_too() {
     long_run(true);
 }
 

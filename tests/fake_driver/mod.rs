@@ -114,6 +114,11 @@ impl Fake {
         STATE.lock().compute = compute;
     }
 
+    /// Multiprocessors.
+    pub(crate) fn set_multiprocessors(&self, multiprocessors: i32) {
+        STATE.lock().multiprocessors = multiprocessors;
+    }
+
     /// Devices.
     pub(crate) fn set_devices(&self, devices: i32) {
         STATE.lock().devices = devices;

@@ -145,6 +145,7 @@ pub(super) struct State {
     pub(super) clock: u64,
     pub(super) memory_bytes: usize,
     pub(super) compute: (i32, i32),
+    pub(super) multiprocessors: i32,
     pub(super) devices: i32,
 }
 
@@ -188,6 +189,7 @@ impl State {
             clock: 0,
             memory_bytes: 1 << 30,
             compute: (9, 0),
+            multiprocessors: 4,
             devices: 1,
         }
     }

@@ -142,7 +142,7 @@ fn source_of(module: &str) -> (&'static str, Vec<String>) {
 }
 
 /// The module that has an entry point of this name.
-fn module_of(kernel: &str) -> Option<&'static str> {
+pub(crate) fn module_of(kernel: &str) -> Option<&'static str> {
     let entry = format!(".entry {kernel}(");
     kernels::modules().find(|m| kernels::ptx(m, (8, 0)).unwrap().contains(&entry))
 }
@@ -151,6 +151,8 @@ fn module_of(kernel: &str) -> Option<&'static str> {
 pub(crate) struct Kernels {
     folder: tempfile::TempDir,
     modules: Mutex<HashMap<&'static str, Library>>,
+    /// How often each kernel has run.
+    runs: Mutex<HashMap<String, u32>>,
 }
 
 impl Kernels {
@@ -170,7 +172,7 @@ impl Kernels {
                 }
             }
         }
-        Self { folder, modules: Mutex::default() }
+        Self { folder, modules: Mutex::default(), runs: Mutex::default() }
     }
 
     fn compile(&self, module: &str) -> Library {
@@ -181,7 +183,8 @@ impl Kernels {
             let name = entry.split('(').next().unwrap();
             main.push_str(&format!(
                 "extern \"C\" int run_{name}(uint32_t grid, uint32_t block, uint32_t shared, \
-                 const uint64_t* slots) {{ return shim::call({name}, grid, block, shared, slots); }}\n"
+                 const uint64_t* slots, bool order) {{ return shim::call({name}, grid, block, shared, \
+                 slots, order); }}\n"
             ));
         }
         let file =
@@ -225,21 +228,28 @@ impl Kernels {
 
     /// Runs a kernel on parameters of 8 bytes each, addresses being the host's: 0, or 1 where threads
     /// wait for one another in vain, or 2 where there is less shared memory. `None` where no module
-    /// has it.
+    /// has it. The threads take turns from the first on, and from the last on when the kernel runs
+    /// the next time.
     pub(crate) fn run(
         &self,
         kernel: &str,
         (grid, block, shared): (u32, u32, u32),
         slots: &[u64],
     ) -> Option<i32> {
-        type Run = unsafe extern "C" fn(u32, u32, u32, *const u64) -> i32;
+        type Run = unsafe extern "C" fn(u32, u32, u32, *const u64, bool) -> i32;
         let module = module_of(kernel)?;
         let mut modules = self.modules.lock();
         let library = modules.entry(module).or_insert_with(|| self.compile(module));
+        let backwards = {
+            let mut runs = self.runs.lock();
+            let runs = runs.entry(kernel.to_owned()).or_default();
+            *runs += 1;
+            runs.is_multiple_of(2)
+        };
         let symbol = format!("run_{kernel}");
         // SAFETY: `compile` defines it with this type.
         let run: Symbol<'_, Run> = unsafe { library.get(symbol.as_bytes()) }.unwrap();
         // SAFETY: as many parameters as the kernel has, of its types: the caller's.
-        Some(unsafe { run(grid, block, shared, slots.as_ptr()) })
+        Some(unsafe { run(grid, block, shared, slots.as_ptr(), backwards) })
     }
 }

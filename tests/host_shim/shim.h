@@ -1,7 +1,8 @@
 // Runs CUDA kernels on the host: the threads of a block are fibres on one system thread, which change
 // only at barriers and where a warp exchanges values. Blocks run one after another, so shared memory
-// is static memory. The order is always the same: a thread runs on until it must wait, the lowest
-// number first. So a missing barrier lets a thread read what its neighbours have not written yet.
+// is static memory. A thread runs on until it must wait for its warp, a warp until it must wait for the
+// block, the lowest number first or the highest, as the launch says. So a missing barrier lets a warp
+// read what its neighbours have not written yet.
 // Copies to shared memory happen when they are waited for: a missing wait reads what was there before.
 #pragma once
 #include <setjmp.h>
@@ -72,6 +73,7 @@ struct Fibre {
 inline std::deque<Fibre> fibres;
 inline jmp_buf scheduler;
 inline uint32_t current;
+inline bool backwards;  // the highest thread first
 inline std::function<void()> body;
 inline uint64_t ticks;
 alignas(128) inline uint8_t dynamic[256 << 10];  // shared memory whose size the launch gives
@@ -110,6 +112,20 @@ inline bool release(State state, uint32_t from, uint32_t to) {
     return any;
 }
 
+// Lets the threads of a warp run until each has ended or waits for other warps.
+inline void run_warp(uint32_t warp, uint32_t threads) {
+    const uint32_t from = 32 * warp, to = from + 32 < threads ? from + 32 : threads;
+    do {
+        for (uint32_t n = from; n < to; n++) {
+            const uint32_t i = backwards ? from + to - 1 - n : n;
+            const State state = fibres[i].state;
+            if (state != State::ready && state != State::fresh) continue;
+            threadIdx.x = current = i;
+            resume(fibres[i]);
+        }
+    } while (release(State::exchange, from, to));
+}
+
 // 0, or 1 where threads wait for one another in vain.
 inline int run_block(uint32_t threads) {
     for (uint32_t i = 0; i < threads; i++) {
@@ -123,22 +139,15 @@ inline int run_block(uint32_t threads) {
         f.start.uc_link = nullptr;
         makecontext(&f.start, enter, 0);
     }
+    const uint32_t warps = (threads + 31) / 32;
     for (;;) {
-        bool ran = false, waiting = false;
-        for (uint32_t i = 0; i < threads; i++) {
-            const State state = fibres[i].state;
-            if (state != State::ready && state != State::fresh) continue;
-            threadIdx.x = current = i;
-            resume(fibres[i]);
-            ran = true;
+        bool waiting = false;
+        for (uint32_t n = 0; n < warps; n++) {
+            run_warp(backwards ? warps - 1 - n : n, threads);
         }
-        for (uint32_t w = 0; w < threads; w += 32) {
-            ran |= release(State::exchange, w, w + 32 < threads ? w + 32 : threads);
-        }
-        ran |= release(State::barrier, 0, threads);
         for (uint32_t i = 0; i < threads; i++) waiting |= fibres[i].state != State::ended;
         if (!waiting) return 0;
-        if (!ran) return 1;
+        if (!release(State::barrier, 0, threads)) return 1;
     }
 }
 
@@ -165,13 +174,14 @@ T parameter(uint64_t slot) {
 
 template <class... A, size_t... I>
 int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
-         const uint64_t* slots, std::index_sequence<I...>) {
+         const uint64_t* slots, bool order, std::index_sequence<I...>) {
+    backwards = order;
     return launch(grid, block, shared, [=] { kernel(parameter<A>(slots[I])...); });
 }
 template <class... A>
 int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
-         const uint64_t* slots) {
-    return call(kernel, grid, block, shared, slots, std::index_sequence_for<A...>());
+         const uint64_t* slots, bool order) {
+    return call(kernel, grid, block, shared, slots, order, std::index_sequence_for<A...>());
 }
 
 // Shows a value to the warp. What any lane has shown, once all lanes are here.
@@ -316,6 +326,11 @@ std::common_type_t<A, B> max(A a, B b) {
 template <class T>
 T __shfl_xor_sync(uint32_t, T v, int mask) {
     return shim::Exchange<T>(v).of(shim::current % 32 ^ static_cast<uint32_t>(mask));
+}
+// What a test plants in the place of one exchange.
+template <class T>
+T wrong_lane(uint32_t mask, T v, int lane) {
+    return __shfl_xor_sync(mask, v, lane / 2);
 }
 template <class T>
 T __shfl_sync(uint32_t, T v, int lane) {
