@@ -15,7 +15,7 @@ mod planted_ptx_edits;
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
-use decode_graph::checkpoint::Checkpoint;
+use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
 use decode_graph::cuda::bind::{KernelSource, gpu_of};
 use decode_graph::cuda::driver::{Context, Device};
 use decode_graph::cuda::{CudaEngine, CudaOptions, kernels};
@@ -58,9 +58,8 @@ fn model(format: QuantFormat) -> Checkpoint {
     Checkpoint::from_gguf("small.gguf".as_ref(), bytes).unwrap()
 }
 
-fn tiny() -> Checkpoint {
-    let spec = decode_graph::checkpoint::SyntheticSpec::parse("tiny:q4_k_m").unwrap();
-    Checkpoint::synthetic(&spec).unwrap()
+fn synthetic(spec: &str) -> Checkpoint {
+    Checkpoint::synthetic(&SyntheticSpec::parse(spec).unwrap()).unwrap()
 }
 
 fn plan(checkpoint: &Checkpoint, capacity: u32, fused: bool) -> DecodePlan {
@@ -171,8 +170,14 @@ fn such_steps_of_the_persistent_kernel_write_nothing() {
 fn a_thousand_sessions_leave_no_memory_behind() {
     let Some((context, _)) = device() else { return };
     let free = || context.memory().unwrap().0;
-    let (drift, time) =
-        build_and_destroy(&model(QuantFormat::Q8_0), &cuda(64), 1000, &free).unwrap();
+    let model = model(QuantFormat::Q8_0);
+    let (_, few) = build_and_destroy(&model, &cuda(64), 10, &free).unwrap();
+    assert!(
+        few < Duration::from_secs(5),
+        "10 sessions take {few:?}: does the driver keep what it \
+            compiles (CUDA_CACHE_DISABLE, CUDA_CACHE_PATH, ~/.nv/ComputeCache)?"
+    );
+    let (drift, time) = build_and_destroy(&model, &cuda(64), 1000, &free).unwrap();
     let (device, host) = (drift.device(), drift.host());
     println!("trust | 1000 sessions | drift {device} B of the device, {host} B resident, {time:?}");
     assert!(device <= DEVICE_DRIFT, "{device} bytes");
@@ -186,7 +191,7 @@ fn long_run(persistent: bool) {
     let drawn = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 7 };
     let sampling = (!persistent).then_some(drawn);
     let options = SessionOptions { sampling, persistent, red_zones: true, ..cuda(4200) };
-    let soak = soak(&tiny(), &options, 61, &free).unwrap();
+    let soak = soak(&synthetic("tiny:q4_k_m"), &options, 61, &free).unwrap();
     let (device, host) = (soak.drift.device(), soak.drift.host());
     println!(
         "trust | soak, persistent {persistent} | {} tokens in 61 fills, {} distinct, hash {:016x} \
@@ -210,7 +215,9 @@ fn a_quarter_of_a_million_tokens_of_the_persistent_kernel_do_too() {
 #[test]
 fn a_hundred_runs_have_one_hash() {
     let Some(_device) = device() else { return };
-    for (name, checkpoint) in [("tiny:q4_k_m", tiny()), ("q8_0", model(QuantFormat::Q8_0))] {
+    for (name, checkpoint) in
+        [("tiny:q4_k_m", synthetic("tiny:q4_k_m")), ("q8_0", model(QuantFormat::Q8_0))]
+    {
         let hash = one_hash(&checkpoint, &cuda(256), 100).unwrap();
         println!("trust | 100 runs, graph and eager | {name}: one hash, {hash:016x}");
     }
@@ -240,9 +247,10 @@ fn replay_differs(kernels: KernelSource<'_>) -> bool {
     (0..20).any(|_| tokens_and_logits(kernels, DebugLevel::Off).ok().as_ref() != Some(&one_by_one))
 }
 
-/// The op that the comparison of each step with the reference finds wrong first.
+/// The op that the comparison of each step with the reference finds wrong first, in a model whose
+/// rows are long enough that several warps of a block work on one.
 fn first_wrong_step(kernels: KernelSource<'_>, fused: bool) -> Option<String> {
-    let checkpoint = model(QuantFormat::Q8_0);
+    let checkpoint = synthetic("smollm2-135m:q8_0");
     let options =
         CudaOptions { mode: Mode::Eager, debug: DebugLevel::Compare, ..CudaOptions::default() };
     let plan = plan(&checkpoint, 24, fused);
@@ -253,7 +261,7 @@ fn first_wrong_step(kernels: KernelSource<'_>, fused: bool) -> Option<String> {
     engine.seek(0).unwrap();
     engine.force(0, &[1, 2, 3]).unwrap();
     // A step that reports itself ends the run; what was compared before it counts.
-    let _ = engine.run(8, &mut |_| ControlFlow::Continue(()));
+    let _ = engine.run(4, &mut |_| ControlFlow::Continue(()));
     let wrong = |c: &&decode_graph::cuda::eager::Comparison| {
         let bound = if matches!(c.what.as_str(), "keys" | "values") { 1e-6 } else { 1e-7 };
         c.what != "token" && (c.nmse.is_nan() || c.nmse > bound)
@@ -331,7 +339,7 @@ fn a_missing_wait_for_the_predecessor_is_caught_by_replay_against_eager() {
 
 #[test]
 fn a_missing_barrier_in_a_product_is_caught_by_the_comparison_of_steps() {
-    caught(NO_BARRIER, |k| first_wrong_step(k, true), |op| op.as_deref() == Some("gate_up"));
+    caught(NO_BARRIER, |k| first_wrong_step(k, true), |op| op.as_deref() == Some("down"));
 }
 
 #[test]

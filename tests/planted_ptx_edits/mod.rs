@@ -31,7 +31,7 @@ pub(crate) struct Planted {
 pub(crate) const NO_WAIT: Planted =
     Planted { module: "gemv_q8_0", entry: "", defect: Defect::NoWait };
 pub(crate) const NO_BARRIER: Planted =
-    Planted { module: "gemv_q8_0", entry: "gate_up_q8_0", defect: Defect::NoBarrier };
+    Planted { module: "gemv_q8_0", entry: "down_q8_0", defect: Defect::NoBarrier };
 pub(crate) const NO_BARRIER_IN_A_NORM: Planted =
     Planted { module: "elementwise", entry: "rms_norm", defect: Defect::NoBarrier };
 pub(crate) const STORE_BEHIND_A_BUFFER: Planted =
