@@ -223,6 +223,68 @@ fn a_hundred_runs_have_one_hash() {
     }
 }
 
+// ------------------------------------------------------------------------------ twins of kernels
+
+/// Logits after twelve given tokens.
+fn after_given_tokens(
+    checkpoint: &Checkpoint,
+    kernels: KernelSource<'_>,
+    (persistent, debug): (bool, DebugLevel),
+) -> Vec<f32> {
+    let mode = if debug == DebugLevel::Off { Mode::Graph } else { Mode::Eager };
+    let options = CudaOptions { mode, debug, persistent, ..CudaOptions::default() };
+    let plan = plan(checkpoint, 12, true);
+    let mut engine =
+        CudaEngine::with_kernels(checkpoint, &plan, options, kernels, &mut |_, _| {}).unwrap();
+    engine.debug_to(Box::new(std::io::sink()));
+    engine.seek(0).unwrap();
+    let tokens: Vec<u32> = (0..12).map(|i| i * 37 % plan.vocab).collect();
+    engine.force(0, &tokens).unwrap();
+    assert_eq!(engine.run(12, &mut |_| ControlFlow::Continue(())).unwrap(), 12);
+    engine.logits().unwrap()
+}
+
+/// Σ(a − b)² / Σb².
+fn nmse(a: &[f32], b: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let noise: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    noise / b.iter().map(|b| square(*b)).sum::<f64>()
+}
+
+#[test]
+fn the_code_for_8_0_is_the_twin_of_the_code_for_9_0() {
+    let Some((_context, compute)) = device() else { return };
+    let (older, newest) = (|m: &str, _| kernels::ptx(m, (8, 0)), &kernels::ptx);
+    let mut worst = (0.0, QuantFormat::F32);
+    for format in QuantFormat::ALL {
+        let checkpoint = model(format);
+        // One by one: the code for 8.0 does not wait for its predecessor by itself.
+        let way = (false, DebugLevel::Print);
+        let [a, b] = [&older as KernelSource<'_>, newest]
+            .map(|kernels| after_given_tokens(&checkpoint, kernels, way));
+        let error = nmse(&a, &b);
+        assert!(error <= 1e-9, "{format}: {error:e}");
+        worst = if error >= worst.0 { (error, format) } else { worst };
+    }
+    println!("trust | twins, 8.0 and {compute:?} | NMSE of logits at most {worst:?}");
+}
+
+#[test]
+fn the_persistent_kernel_is_the_twin_of_the_chain_of_kernels() {
+    let Some(_device) = device() else { return };
+    let mut worst = (0.0, QuantFormat::F32);
+    for format in QuantFormat::ALL {
+        let checkpoint = model(format);
+        let [a, b] = [true, false].map(|persistent| {
+            after_given_tokens(&checkpoint, &kernels::ptx, (persistent, DebugLevel::Off))
+        });
+        let error = nmse(&a, &b);
+        assert!(error <= 1e-7, "{format}: {error:e}");
+        worst = if error >= worst.0 { (error, format) } else { worst };
+    }
+    println!("trust | twins, persistent and chain | NMSE of logits at most {worst:?}");
+}
+
 // ------------------------------------------------------------------------------ planted defects
 
 /// Tokens and the bits of the last logits of 24 positions, replayed or synchronised after each step.
@@ -305,10 +367,7 @@ fn error_at_depth(kernels: KernelSource<'_>) -> f64 {
     if engine.run(1, &mut |_| ControlFlow::Continue(())).is_err() {
         return f64::INFINITY;
     }
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let (found, wanted) = (engine.logits().unwrap(), memory.buf(plan.logits));
-    let noise: f64 = found.iter().zip(wanted).map(|(a, b)| square(a - b)).sum();
-    noise / wanted.iter().map(|b| square(*b)).sum::<f64>()
+    nmse(&engine.logits().unwrap(), memory.buf(plan.logits))
 }
 
 /// Shows that `check` is silent with the kernels as they are, and speaks up with the defect.
