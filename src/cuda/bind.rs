@@ -220,17 +220,20 @@ impl BoundPlan {
         let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
         let map = WeightMap::of(plan)?;
         let own = program.as_ref().map_or(0, BoundProgram::bytes);
-        let mut bytes = BytePlan::of(plan, &map, own);
         let (layout, cache_map, red_zones) = if want.red_zones {
             let (layout, cache_map) =
                 (WorkspaceLayout::apart(plan, ZONE as usize), CacheMap::of(plan, ZONE));
-            bytes.workspace = layout.bytes() as u64;
-            bytes.caches = cache_map.keys(plan.cache.layers);
-            let zones = [buffers(plan, &layout, bytes.workspace), halves(plan, cache_map)];
+            let zones = [buffers(plan, &layout), halves(plan, cache_map)];
             (layout, cache_map, zones)
         } else {
-            (plan.workspace(), CacheMap::of(plan, 0), Default::default())
+            let layout = match &program {
+                Some(_) => WorkspaceLayout::apart(plan, 0),
+                None => plan.workspace(),
+            };
+            (layout, CacheMap::of(plan, 0), Default::default())
         };
+        let mut bytes = BytePlan::of(plan, &map, &layout, own);
+        bytes.caches = bytes.caches.max(cache_map.keys(plan.cache.layers));
         bytes.check(context.memory()?.0 + own)?;
 
         let weights = DeviceMemory::alloc(context, "weights", bytes.weights)?;
@@ -468,10 +471,13 @@ impl BoundPlan {
 }
 
 /// The red zones of a workspace.
-fn buffers(plan: &DecodePlan, layout: &WorkspaceLayout, bytes: u64) -> RedZones {
+fn buffers(plan: &DecodePlan, layout: &WorkspaceLayout) -> RedZones {
     let placed = plan.buffers.iter().zip(layout.placements()).filter(|(_, p)| p.bytes > 0);
     let range = |p: &Placement| p.offset as u64..(p.offset + p.bytes) as u64;
-    RedZones::around(placed.map(|(b, p)| (b.name.clone(), range(p))).collect(), bytes)
+    RedZones::around(
+        placed.map(|(b, p)| (b.name.clone(), range(p))).collect(),
+        layout.bytes() as u64,
+    )
 }
 
 /// The red zones of the caches.

@@ -45,8 +45,9 @@ impl WorkspaceLayout {
         Self::lay(plan, None)
     }
 
-    /// Lays the buffers of `plan` out for a run that looks for accesses outside them: no two share
-    /// memory at any time, and at least `zone` bytes lie before, between and behind them.
+    /// Lays the buffers of `plan` out side by side, at least `zone` bytes before, between and behind
+    /// them: for a kernel whose blocks are at different steps at one time, so that a buffer's last
+    /// write may come after another's first; and for a run that looks for accesses outside them.
     pub fn apart(plan: &DecodePlan, zone: usize) -> Self {
         Self::lay(plan, Some(zone))
     }
