@@ -232,10 +232,8 @@ impl Instruction {
         // Tiles in pairs, and a thread for each of their rows.
         let at_once = (SUMS / parts & !1).min(32 * WARPS / tile::ROWS as u32);
         let inverse = 4096 / parts + 1;
-        self.slots[at::UNITS] = Slot::Words(
-            units | span << 16 | parts << 24,
-            at_once | shift << 8 | inverse << 16,
-        );
+        self.slots[at::UNITS] =
+            Slot::Words(units | span << 16 | parts << 24, at_once | shift << 8 | inverse << 16);
         Some(())
     }
 
@@ -472,8 +470,7 @@ impl Program {
             }
         }
         let record_bytes = record_bytes.next_multiple_of(128);
-        let fixed =
-            BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
         let chunk_bytes = room / CHUNKS / 128 * 128;
         for i in &mut instructions {
