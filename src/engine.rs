@@ -108,6 +108,11 @@ pub(crate) trait Engine {
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)>;
     /// Readings of the clock in the last step, `[steps][blocks][8]`; empty where none are kept.
     fn trace(&mut self) -> Result<Vec<u32>>;
+    /// The clock before the first step and at the end of each, `[tokens][steps + 1]` nanoseconds, of
+    /// the last `tokens` tokens, oldest first; empty where none are kept.
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>>;
+    /// Opens or closes the range that profilers record.
+    fn profiler_range(&mut self, open: bool) -> Result<()>;
     /// Debug lines go to `out` from here on; the log until then.
     fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }

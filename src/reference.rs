@@ -126,15 +126,21 @@ pub(crate) struct CpuEngine {
     /// First forced position and the inputs from there on.
     forced: (u32, Vec<u32>),
     load_seconds: f64,
+    /// Where the clock of `stamps` starts.
+    start: Instant,
+    /// The clock before the first step and at the end of each, ns, if it is kept: of the last run.
+    stamps: Option<Vec<u64>>,
     /// Where debug lines go, if not to the log.
     out: Option<Box<dyn Write + Send>>,
 }
 
 impl CpuEngine {
+    /// `stamps` is where the clock is kept, if it is.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         plan: &DecodePlan,
         debug: DebugLevel,
+        stamps: Option<Vec<u64>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let start = Instant::now();
@@ -146,6 +152,8 @@ impl CpuEngine {
             info: cpu_info(),
             forced: (0, Vec::new()),
             load_seconds: start.elapsed().as_secs_f64(),
+            start,
+            stamps,
             out: None,
         })
     }
@@ -207,11 +215,23 @@ impl Engine for CpuEngine {
     }
 
     fn run(&mut self, steps: u32, sink: &mut dyn FnMut(Chosen) -> ControlFlow<()>) -> Result<u32> {
+        if let Some(stamps) = &mut self.stamps {
+            stamps.clear();
+        }
+        let start = self.start;
+        let stamp = |stamps: &mut Option<Vec<u64>>| {
+            if let Some(stamps) = stamps {
+                stamps.push(start.elapsed().as_nanos() as u64);
+            }
+        };
         for step in 0..steps {
             let position = self.memory.state.position;
             self.memory.state.token = self.input(position);
             let (plan, debug, out) = (&self.plan, self.debug, &mut self.out);
+            let stamps = &mut self.stamps;
+            stamp(stamps);
             interpret_with(plan, &mut self.memory, &mut |i, memory| {
+                stamp(stamps);
                 if debug == DebugLevel::Off {
                     return;
                 }
@@ -237,6 +257,16 @@ impl Engine for CpuEngine {
 
     fn trace(&mut self) -> Result<Vec<u32>> {
         Ok(Vec::new())
+    }
+
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        let all = self.stamps.as_deref().unwrap_or_default();
+        let wanted = tokens as usize * (self.plan.steps.len() + 1);
+        Ok(all[all.len().saturating_sub(wanted)..].to_vec())
+    }
+
+    fn profiler_range(&mut self, _open: bool) -> Result<()> {
+        Ok(())
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

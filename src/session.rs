@@ -47,7 +47,8 @@ pub struct SessionOptions {
     pub debug: DebugLevel,
     /// On CUDA, the whole token in the persistent kernel, where the plan has a program.
     pub persistent: bool,
-    /// On CUDA, the persistent kernel keeps readings of the clock.
+    /// Readings of the clock are kept: [`DecodeSession::stamps`], and of the persistent kernel
+    /// [`DecodeSession::trace`].
     pub trace: bool,
 }
 
@@ -343,6 +344,27 @@ impl DecodeSession {
         self.engine.trace()
     }
 
+    /// The clock before the first step of a token and at the end of each step,
+    /// `[tokens][steps + 1]` nanoseconds, of the last `tokens` tokens (1,024 at most are kept), oldest
+    /// first; empty unless asked for, and where steps are issued one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        self.engine.stamps(tokens)
+    }
+
+    /// Opens or closes the range that nsys and ncu record when they are told to wait for it; nothing
+    /// on the CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn profiler_range(&mut self, open: bool) -> Result<()> {
+        self.engine.profiler_range(open)
+    }
+
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
     ///
     /// # Errors
@@ -375,7 +397,8 @@ fn cpu(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F32)?;
-    let engine = CpuEngine::new(checkpoint, &plan, options.debug, progress)?;
+    let stamps = options.trace.then(Vec::new);
+    let engine = CpuEngine::new(checkpoint, &plan, options.debug, stamps, progress)?;
     Ok((plan, Box::new(engine)))
 }
 

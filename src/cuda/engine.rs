@@ -12,13 +12,15 @@
 
 use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
+use super::captured::Captured;
 use super::ceiling::{self, ReadCeiling};
-use super::driver::{Context, Device, Frozen, Stream, calls};
+use super::driver::{Context, Device, Frozen, Stream, calls, profiler};
 use super::eager::{Comparison, Debugger, cache_to_f32};
 use super::fill::fill_caches;
 use super::graph::{CapturedGraph, Census};
 use super::issue::issue;
 use super::kernels;
+use super::stamps::Stamps;
 use super::step_state::{Entry, NOT_FORCED, RingReader, StepState};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Mode};
@@ -55,7 +57,8 @@ pub struct CudaOptions {
     pub debug: DebugLevel,
     /// The whole token in the persistent kernel, where the plan has a program.
     pub persistent: bool,
-    /// The persistent kernel keeps readings of the clock.
+    /// Readings of the clock are kept: by the persistent kernel, or by a stamp between the steps of
+    /// the graph.
     pub trace: bool,
 }
 
@@ -63,6 +66,8 @@ pub struct CudaOptions {
 pub struct CudaEngine {
     stream: Stream,
     graph: Option<CapturedGraph>,
+    /// The clock between the graph's steps.
+    stamps: Option<Arc<Stamps>>,
     debug: Option<Debugger>,
     plan: Arc<BoundPlan>,
     _frozen: Frozen,
@@ -124,9 +129,14 @@ impl CudaEngine {
         let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();
-        let graph = match (options.mode, options.debug) {
-            (Mode::Graph, DebugLevel::Off) => Some(CapturedGraph::capture(&plan, &stream)?),
-            (Mode::Graph | Mode::Eager, _) => None,
+        let replays = (options.mode, options.debug) == (Mode::Graph, DebugLevel::Off);
+        let stamps = (replays && options.trace && plan.token().is_none())
+            .then(|| Stamps::new(&context, &plan, kernels).map(Arc::new))
+            .transpose()?;
+        let graph = match &stamps {
+            Some(stamps) => Some(CapturedGraph::capture_stamped(&plan, &stream, stamps)?),
+            None if replays => Some(CapturedGraph::capture(&plan, &stream)?),
+            None => None,
         };
         let debug = match options.debug {
             DebugLevel::Off => None,
@@ -147,6 +157,7 @@ impl CudaEngine {
         Ok(Self {
             stream,
             graph,
+            stamps,
             debug,
             plan,
             _frozen: context.freeze(),
@@ -195,6 +206,15 @@ impl CudaEngine {
         self.graph.as_ref()
     }
 
+    /// What the driver holds of the captured graph, held against the plan; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Verification`] when the two differ; [`Error::Driver`].
+    pub fn captured(&self) -> Result<Option<Captured>> {
+        self.graph.as_ref().map(|graph| Captured::of(graph, &self.plan)).transpose()
+    }
+
     /// Contents of a workspace buffer after the last step, `[elements]`.
     ///
     /// # Errors
@@ -220,6 +240,17 @@ impl CudaEngine {
     /// [`Error::Driver`].
     pub fn trace(&self) -> Result<Vec<u32>> {
         self.plan.trace(&self.stream)
+    }
+
+    /// The clock before the first step and at the end of each, `[tokens][steps + 1]` nanoseconds, of
+    /// the last `tokens` tokens, oldest first; empty unless asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn stamps(&self, tokens: u32) -> Result<Vec<u64>> {
+        let read = |s: &Arc<Stamps>| s.read(&self.stream, self.launched, tokens);
+        self.stamps.as_ref().map_or(Ok(Vec::new()), read)
     }
 
     /// What `DebugLevel::Compare` found so far.
@@ -559,6 +590,16 @@ impl Engine for CudaEngine {
 
     fn trace(&mut self) -> Result<Vec<u32>> {
         CudaEngine::trace(self)
+    }
+
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        CudaEngine::stamps(self, tokens)
+    }
+
+    fn profiler_range(&mut self, open: bool) -> Result<()> {
+        // What is in flight belongs to one side.
+        self.stream.synchronize()?;
+        if open { profiler::start(&self.context) } else { profiler::stop(&self.context) }
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

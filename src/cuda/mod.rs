@@ -8,6 +8,7 @@
 
 pub mod bind;
 mod byte_plan;
+mod captured;
 pub mod ceiling;
 pub mod driver;
 pub mod eager;
@@ -19,10 +20,12 @@ pub mod kernels;
 mod modules;
 mod program;
 mod signature;
+mod stamps;
 pub mod step_state;
 pub mod upload;
 
 pub use bind::BoundPlan;
 pub use byte_plan::BytePlan;
+pub use captured::{Captured, CapturedNode};
 pub use engine::{CudaEngine, CudaOptions};
 pub use graph::CapturedGraph;
