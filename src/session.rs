@@ -5,6 +5,7 @@ pub use crate::engine::{Chosen, DebugLevel, DeviceInfo, EngineStats, Mode};
 
 use crate::arch::{self, PlanOptions};
 use crate::checkpoint::Checkpoint;
+use crate::cuda::driver::nvtx;
 use crate::cuda::{CudaEngine, CudaOptions};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -125,6 +126,7 @@ impl DecodeSession {
         options: &SessionOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let _range = nvtx::range(c"load");
         let (plan, engine) = match options.backend {
             BackendChoice::Cpu => cpu(checkpoint, options, progress)?,
             BackendChoice::Cuda => cuda(checkpoint, options, progress)?,

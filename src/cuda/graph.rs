@@ -2,7 +2,7 @@
 //! driver call.
 
 use super::bind::BoundPlan;
-use super::driver::{Edge, Graph, GraphExec, Node, NodeKind, Owner, Stream};
+use super::driver::{Edge, Graph, GraphExec, Node, NodeKind, Owner, Stream, nvtx};
 use super::issue::issue;
 use super::stamps::Stamps;
 use crate::error::{Error, Result};
@@ -204,6 +204,7 @@ impl CapturedGraph {
         expected: &[Expected],
         owners: Vec<Owner>,
     ) -> Result<Self> {
+        let _range = nvtx::range(c"capture");
         let start = Instant::now();
         let graph = stream.capture(record)?;
         let census = compare(&graph.nodes()?, &graph.edges()?, expected)?;

@@ -8,6 +8,7 @@ use crate::output::print;
 use decode_graph::bench::measure::{Repeat, Test, Watch, measure};
 use decode_graph::bench::profile::{Profile, StepProfile, chrome_trace};
 use decode_graph::bench::stats::Sorted;
+use decode_graph::cuda::driver::nvtx;
 use decode_graph::error::Result;
 use decode_graph::session::{DecodeSession, SessionOptions};
 use serde_json::{Value, json};
@@ -70,6 +71,7 @@ fn plain(session: &mut DecodeSession, depth: u32, n_gen: u32) -> Result<f64> {
 fn bracket(session: &mut DecodeSession, depth: u32, steps: u32) -> Result<Outcome> {
     let replay = |session: &mut DecodeSession| -> Result<Duration> {
         session.seek(depth, 0)?;
+        let _range = nvtx::range(c"replays");
         let start = Instant::now();
         session.decode(&[FIRST], steps, &mut |_| ControlFlow::Continue(()))?;
         Ok(start.elapsed())
