@@ -1,8 +1,11 @@
 //! What a session asks of whoever computes, the CPU reference or a CUDA device, and the words that
 //! they share.
 
+mod look;
 mod seeded;
 
+pub use look::{Look, StepFilter, Written};
+pub(crate) use look::{Outputs, row_at, written_cache};
 pub(crate) use seeded::{CacheHalf, fill_row, stream};
 
 use crate::error::Result;
@@ -113,6 +116,11 @@ pub(crate) trait Engine {
     fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>>;
     /// Opens or closes the range that profilers record.
     fn profiler_range(&mut self, open: bool) -> Result<()>;
+    /// Debug lines are of these steps only, from here on.
+    fn look(&mut self, look: Look);
+    /// Computes `position` with the input `token`, and gives what step `step` of the plan wrote
+    /// there. The next step must be sought anew.
+    fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>>;
     /// Debug lines go to `out` from here on; the log until then.
     fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }

@@ -1,7 +1,9 @@
 //! A model that is being decoded: picks graph, eager or reference once, then tokens in, tokens
 //! out.
 
-pub use crate::engine::{Chosen, DebugLevel, DeviceInfo, EngineStats, Mode};
+pub use crate::engine::{
+    Chosen, DebugLevel, DeviceInfo, EngineStats, Look, Mode, StepFilter, Written,
+};
 
 use crate::arch::{self, PlanOptions};
 use crate::checkpoint::Checkpoint;
@@ -144,6 +146,12 @@ impl DecodeSession {
     /// Sends the lines of [`SessionOptions::debug`] to `out`; they go to the log until then.
     pub fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         self.engine.debug_to(out);
+    }
+
+    /// Only the steps of `look` are told about by [`SessionOptions::debug`], and what they write is
+    /// kept where it says.
+    pub fn look(&mut self, look: Look) {
+        self.engine.look(look);
     }
 
     /// `cuda` or `cpu`.
@@ -355,6 +363,28 @@ impl DecodeSession {
     /// [`Error::Driver`].
     pub fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
         self.engine.stamps(tokens)
+    }
+
+    /// Computes the current position with the input `token`, and gives what step `step` of the plan
+    /// wrote there: the buffers and the row of the cache. The position stays, and the next step
+    /// needs an input.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a step that the plan does not have or a token outside the vocabulary;
+    /// [`Error::Decode`] where the cache is full; [`Error::Driver`].
+    pub fn outputs(&mut self, token: u32, step: usize) -> Result<Vec<Written>> {
+        if step >= self.plan.steps.len() || token >= self.plan.vocab {
+            let (steps, vocab) = (self.plan.steps.len(), self.plan.vocab);
+            let what = format!("step {step} of {steps}, token {token} of {vocab}");
+            return Err(Error::Usage(what));
+        }
+        if self.position >= self.capacity() {
+            let what = format!("the cache of {} positions is full", self.capacity());
+            return Err(Error::Decode { position: self.position, what });
+        }
+        (self.next, self.in_step, self.has_logits) = (None, false, false);
+        self.engine.outputs(self.position, token, step)
     }
 
     /// Opens or closes the range that nsys and ncu record when they are told to wait for it; nothing

@@ -15,12 +15,17 @@ use decode_graph::ops::{Gpu, KvType};
 use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
+use decode_graph::verify::first_departure;
 use fake_driver::{Fake, Plant};
-use small_model::SmallModel;
+use small_model::{Key, SmallModel};
 use std::ops::ControlFlow;
 
 fn model() -> Checkpoint {
-    SmallModel::new("llama", QuantFormat::Q8_0).open(tempfile::tempdir().unwrap().path())
+    let mut m = SmallModel::new("llama", QuantFormat::Q8_0);
+    // No multiple of a tile's 16 rows.
+    m.change("token_embd.weight", |t| t.shape[1] = 90);
+    m.set("llama.vocab_size", Key::U32(90));
+    m.open(tempfile::tempdir().unwrap().path())
 }
 
 fn plan(model: &Checkpoint) -> DecodePlan {
@@ -130,4 +135,53 @@ fn a_profile_takes_the_stamps_off_and_sums_up_to_the_plain_replay() {
     let names: Vec<_> = profile.steps.iter().map(|s| s.kernel.as_str()).collect();
     assert_eq!((names[0], names[names.len() - 1]), ("embed_q8_0", "lm_head_q8_0"));
     assert!(profile.steps.iter().all(|s| s.cycles.is_none()));
+}
+
+/// Where the device departs from the reference, with `plant` built in: position and label.
+fn departure(plant: Option<Plant>) -> Option<(u32, String)> {
+    let fake = Fake::new();
+    let model = model();
+    let options = |backend| SessionOptions {
+        backend,
+        capacity: 64,
+        kv: Some(KvType::F16),
+        ..SessionOptions::default()
+    };
+    let [mut device, mut reference] = [BackendChoice::Cuda, BackendChoice::Cpu]
+        .map(|b| DecodeSession::new(&model, &options(b), &mut |_, _| {}).unwrap());
+    fake.plant(plant);
+    let tokens = [5, 9, 2, 7, 11];
+    let found = first_departure(&mut device, &mut reference, &tokens, 1e-6).unwrap();
+    if let Some(d) = &found {
+        let most = 2 + device.plan().steps.len().ilog2();
+        assert!(d.tries <= most, "{plant:?}: {} steps were compared, {most} are enough", d.tries);
+        assert_eq!(device.plan().steps[d.step].label, d.label);
+    } else {
+        let mut tokens = Vec::new();
+        let mut sink = |c: decode_graph::session::Chosen| {
+            tokens.push((c.position, c.token));
+            ControlFlow::Continue(())
+        };
+        device.decode(&[3], 2, &mut sink).unwrap();
+        reference.decode(&[3], 2, &mut sink).unwrap();
+        assert_eq!(tokens[..2], tokens[2..], "both go on where they stood");
+    }
+    found.map(|d| (d.position, d.label))
+}
+
+#[test]
+fn the_first_step_that_departs_from_the_reference_is_found_by_bisection() {
+    assert_eq!(departure(None), None);
+    for (plant, position, label) in [
+        (Plant::SubBlockScale, 0, "embed"),
+        (Plant::KvOneHeadOff, 0, "L00.qkv"),
+        (Plant::KeysForValues, 0, "L00.qkv"),
+        // A rotation by 0 has no pairs to mix up.
+        (Plant::RopePairs, 1, "L00.qkv"),
+        // Each layer takes what the one before it left there, and the first what a try before did.
+        (Plant::ReusedActivations, 0, "L00.gate_up"),
+        (Plant::LastTile, 0, "lm_head"),
+    ] {
+        assert_eq!(departure(Some(plant)), Some((position, label.to_owned())), "{plant:?}");
+    }
 }

@@ -12,20 +12,19 @@
 
 use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
-use super::captured::Captured;
-use super::ceiling::{self, ReadCeiling};
-use super::driver::{Context, Device, Frozen, Stream, calls, profiler};
-use super::eager::{Comparison, Debugger, cache_to_f32};
+use super::driver::{Context, Device, Frozen, Stream, calls};
+use super::eager::{Debugger, OnDevice};
 use super::fill::fill_caches;
-use super::graph::{CapturedGraph, Census};
+use super::graph::CapturedGraph;
 use super::issue::issue;
 use super::kernels;
 use super::stamps::Stamps;
 use super::step_state::{Entry, NOT_FORCED, RingReader, StepState};
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Mode};
+use crate::engine::{
+    Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Mode, Outputs, Written,
+};
 use crate::error::{Error, Result};
-use crate::ops::Buf;
 use crate::plan::DecodePlan;
 use crate::reference;
 use std::io::Write;
@@ -45,6 +44,8 @@ const POLLS: u32 = 64;
 const FIRST_QUERY: Duration = Duration::from_millis(50);
 /// After this time without a token the device counts as lost, unless another is set.
 const DEADLINE: Duration = Duration::from_secs(120);
+
+mod inspect;
 
 /// What an engine is made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,77 +195,6 @@ impl CudaEngine {
     /// Device memory of the plan, bytes.
     pub fn memory(&self) -> BytePlan {
         self.plan.bytes()
-    }
-
-    /// What the captured graph holds; `None` when there is none.
-    pub fn census(&self) -> Option<Census> {
-        self.graph.as_ref().map(CapturedGraph::census)
-    }
-
-    /// The captured graph; `None` when the mode is eager.
-    pub fn graph(&self) -> Option<&CapturedGraph> {
-        self.graph.as_ref()
-    }
-
-    /// What the driver holds of the captured graph, held against the plan; `None` when there is none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Verification`] when the two differ; [`Error::Driver`].
-    pub fn captured(&self) -> Result<Option<Captured>> {
-        self.graph.as_ref().map(|graph| Captured::of(graph, &self.plan)).transpose()
-    }
-
-    /// Contents of a workspace buffer after the last step, `[elements]`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Internal`] for a buffer that no step names; [`Error::Driver`].
-    pub fn buffer(&mut self, buf: Buf) -> Result<Vec<f32>> {
-        self.plan.buffer(&self.stream, buf)
-    }
-
-    /// Fills the workspace with `byte` between two steps: no result may depend on it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`].
-    pub fn poison(&mut self, byte: u8) -> Result<()> {
-        self.plan.poison(&self.stream, byte)
-    }
-
-    /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`].
-    pub fn trace(&self) -> Result<Vec<u32>> {
-        self.plan.trace(&self.stream)
-    }
-
-    /// The clock before the first step and at the end of each, `[tokens][steps + 1]` nanoseconds, of
-    /// the last `tokens` tokens, oldest first; empty unless asked for.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`].
-    pub fn stamps(&self, tokens: u32) -> Result<Vec<u64>> {
-        let read = |s: &Arc<Stamps>| s.read(&self.stream, self.launched, tokens);
-        self.stamps.as_ref().map_or(Ok(Vec::new()), read)
-    }
-
-    /// What `DebugLevel::Compare` found so far.
-    pub fn comparisons(&self) -> &[Comparison] {
-        self.debug.as_ref().map_or(&[], Debugger::comparisons)
-    }
-
-    /// Measures the read ceiling of the engine's device, with memory of its own.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`ceiling::measure`].
-    pub fn measure_ceiling(&self) -> Result<ReadCeiling> {
-        ceiling::measure(self.context.device(), &kernels::ptx)
     }
 
     /// As `Engine::seek`.
@@ -509,9 +439,7 @@ impl CudaEngine {
     ///
     /// [`Error::Usage`] for a layer that the model does not have; [`Error::Driver`].
     pub fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
-        let kind = self.plan.plan().cache.kind;
-        let [keys, values] = self.plan.cache_bytes(&self.stream, layer)?;
-        Ok((cache_to_f32(kind, &keys), cache_to_f32(kind, &values)))
+        OnDevice { plan: &self.plan, stream: &self.stream }.cache(layer)
     }
 
     /// Counters since the engine was made.
@@ -597,9 +525,17 @@ impl Engine for CudaEngine {
     }
 
     fn profiler_range(&mut self, open: bool) -> Result<()> {
-        // What is in flight belongs to one side.
-        self.stream.synchronize()?;
-        if open { profiler::start(&self.context) } else { profiler::stop(&self.context) }
+        CudaEngine::profiler_range(self, open)
+    }
+
+    fn look(&mut self, look: Look) {
+        if let Some(debug) = &mut self.debug {
+            debug.look(look);
+        }
+    }
+
+    fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>> {
+        CudaEngine::outputs(self, position, token, step)
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

@@ -254,6 +254,12 @@ pub(crate) struct GenerateArgs {
     /// json: one object at the end, instead of text as it comes
     #[arg(short = 'o', long, value_name = "json")]
     pub(crate) output: Option<JsonOnly>,
+    /// What GPU_DEBUG prints (1 if it is unset), of these steps only: L03,*.down,lm_head
+    #[arg(long, value_name = "LABEL,..")]
+    pub(crate) debug_steps: Option<String>,
+    /// Keep what those steps write: FOLDER/POSITION-LABEL-BUFFER.npy, f32
+    #[arg(long, value_name = "FOLDER", requires = "debug_steps")]
+    pub(crate) dump: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +271,9 @@ pub(crate) struct VerifyArgs {
     /// Outside truth to check against: logits and greedy continuations
     #[arg(long, value_name = "FILE")]
     pub(crate) golden: Option<PathBuf>,
+    /// Find the first step that departs from the CPU reference, by bisection over the plan
+    #[arg(long, conflicts_with = "golden")]
+    pub(crate) bisect: bool,
     /// Positions to compare (without --golden)
     #[arg(short = 'n', long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(2..=4096))]
