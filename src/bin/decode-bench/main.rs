@@ -30,6 +30,7 @@ mod run;
 mod shell;
 mod stop;
 mod synth;
+mod table;
 mod top;
 mod verify;
 

@@ -5,6 +5,7 @@ use crate::args::{ProfileArgs, ProfileFormat};
 use crate::environment::Environment;
 use crate::load;
 use crate::output::print;
+use crate::table::table;
 use decode_graph::bench::measure::{Repeat, Test, Watch, measure};
 use decode_graph::bench::profile::{Profile, StepProfile, chrome_trace};
 use decode_graph::bench::stats::Sorted;
@@ -113,11 +114,11 @@ impl Found {
         const FIGURES: [&str; 5] = ["us", "share %", "bytes", "GB/s", "% ceiling"];
         let mut out = String::new();
         if all {
-            let titles = ["label", "kernel"].into_iter().chain(FIGURES).collect();
+            let titles: Vec<_> = ["label", "kernel"].into_iter().chain(FIGURES).collect();
             let rows = self.profile.steps.iter().map(|s| {
                 [s.label.clone(), s.kernel.clone()].into_iter().chain(self.cells(s)).collect()
             });
-            out.push_str(&table(titles, rows.collect(), 2));
+            out.push_str(&table(&titles, &rows.collect::<Vec<_>>(), |i| i < 2));
             out.push('\n');
         }
         let by_kernel = self.profile.by_kernel();
@@ -137,7 +138,7 @@ impl Found {
             }
             row
         };
-        out.push_str(&table(titles, by_kernel.iter().map(row).collect(), 1));
+        out.push_str(&table(&titles, &by_kernel.iter().map(row).collect::<Vec<_>>(), |i| i < 1));
         let p = &self.profile;
         let more = 100.0 * (p.token_us / self.replay_us - 1.0);
         let _ = writeln!(
@@ -192,30 +193,4 @@ impl Found {
             "ceiling_gb_per_s": self.ceiling,
         })
     }
-}
-
-/// A Markdown table whose columns are as wide as their widest cell, the first `left` of them aligned
-/// to the left.
-fn table(titles: Vec<&str>, rows: Vec<Vec<String>>, left: usize) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count());
-        cells.chain([titles[column].len(), 3]).max().unwrap_or(3)
-    };
-    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
-    let mut out = String::new();
-    let mut line = |cells: &mut dyn Iterator<Item = String>| {
-        let _ = writeln!(out, "| {} |", cells.collect::<Vec<_>>().join(" | "));
-    };
-    let pad = |(i, text): (usize, &str)| {
-        let width = widths[i];
-        if i < left { format!("{text:<width$}") } else { format!("{text:>width$}") }
-    };
-    line(&mut titles.iter().copied().enumerate().map(pad));
-    line(&mut widths.iter().enumerate().map(|(i, width)| {
-        if i < left { "-".repeat(*width) } else { format!("{}:", "-".repeat(width - 1)) }
-    }));
-    for row in &rows {
-        line(&mut row.iter().map(String::as_str).enumerate().map(pad));
-    }
-    out
 }
