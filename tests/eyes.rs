@@ -15,7 +15,7 @@ use decode_graph::ops::{Gpu, KvType};
 use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
-use decode_graph::verify::first_departure;
+use decode_graph::verify::{Departure, first_departure};
 use fake_driver::{Fake, Plant};
 use small_model::{Key, SmallModel};
 use std::ops::ControlFlow;
@@ -137,8 +137,8 @@ fn a_profile_takes_the_stamps_off_and_sums_up_to_the_plain_replay() {
     assert!(profile.steps.iter().all(|s| s.cycles.is_none()));
 }
 
-/// Where the device departs from the reference, with `plant` built in: position and label.
-fn departure(plant: Option<Plant>) -> Option<(u32, String)> {
+/// Where the device departs from the reference by more than `bound`, with `plant` built in.
+fn departure(plant: Option<Plant>, bound: f64) -> Option<Departure> {
     let fake = Fake::new();
     let model = model();
     let options = |backend| SessionOptions {
@@ -151,7 +151,7 @@ fn departure(plant: Option<Plant>) -> Option<(u32, String)> {
         .map(|b| DecodeSession::new(&model, &options(b), &mut |_, _| {}).unwrap());
     fake.plant(plant);
     let tokens = [5, 9, 2, 7, 11];
-    let found = first_departure(&mut device, &mut reference, &tokens, 1e-6).unwrap();
+    let found = first_departure(&mut device, &mut reference, &tokens, bound).unwrap();
     if let Some(d) = &found {
         let most = 2 + device.plan().steps.len().ilog2();
         assert!(d.tries <= most, "{plant:?}: {} steps were compared, {most} are enough", d.tries);
@@ -166,12 +166,12 @@ fn departure(plant: Option<Plant>) -> Option<(u32, String)> {
         reference.decode(&[3], 2, &mut sink).unwrap();
         assert_eq!(tokens[..2], tokens[2..], "both go on where they stood");
     }
-    found.map(|d| (d.position, d.label))
+    found
 }
 
 #[test]
 fn the_first_step_that_departs_from_the_reference_is_found_by_bisection() {
-    assert_eq!(departure(None), None);
+    assert_eq!(departure(None, 1e-6), None);
     for (plant, position, label) in [
         (Plant::SubBlockScale, 0, "embed"),
         (Plant::KvOneHeadOff, 0, "L00.qkv"),
@@ -182,6 +182,17 @@ fn the_first_step_that_departs_from_the_reference_is_found_by_bisection() {
         (Plant::ReusedActivations, 0, "L00.gate_up"),
         (Plant::LastTile, 0, "lm_head"),
     ] {
-        assert_eq!(departure(Some(plant)), Some((position, label.to_owned())), "{plant:?}");
+        let found = departure(Some(plant), 1e-6).unwrap();
+        assert_eq!((found.position, found.label.as_str()), (position, label), "{plant:?}");
+        assert!(found.nmse > 1e-6, "{found:?}");
     }
+}
+
+#[test]
+fn a_wrong_row_of_the_cache_is_found_before_a_logit_shows_it() {
+    // Of the logits no more than this is wrong.
+    let bound = 0.9;
+    let found = departure(Some(Plant::KvOneHeadOff), bound).unwrap();
+    assert_eq!((found.position, found.label.as_str()), (0, "L00.qkv"));
+    assert!(matches!(found.what.as_str(), "keys" | "values") && found.nmse > bound, "{found:?}");
 }
