@@ -212,7 +212,11 @@ impl BoundPlan {
         let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
         let map = WeightMap::of(plan)?;
         let own = program.as_ref().map_or(0, BoundProgram::bytes);
-        let bytes = BytePlan::of(plan, &map, own);
+        let layout = match &program {
+            Some(_) => WorkspaceLayout::apart(plan),
+            None => plan.workspace(),
+        };
+        let bytes = BytePlan::of(plan, &map, &layout, own);
         bytes.check(context.memory()?.0 + own)?;
 
         let weights = DeviceMemory::alloc(context, "weights", bytes.weights)?;
@@ -233,7 +237,6 @@ impl BoundPlan {
         upload(checkpoint, plan, &map, staging, progress)?;
         let times = (start.elapsed(), jit);
 
-        let layout = plan.workspace();
         let cache_map = CacheMap::of(plan);
         let base = workspace.slice(0, 0)?.address();
         let addresses = Addresses {

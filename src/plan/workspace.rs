@@ -42,6 +42,16 @@ impl WorkspaceLayout {
     /// A step's outputs never share memory with its inputs, and a kernel writes only after its
     /// predecessor has completed, so a lifetime is the closed interval of steps that name it.
     pub fn of(plan: &DecodePlan) -> Self {
+        Self::placed(plan, false)
+    }
+
+    /// Lays the buffers of `plan` out side by side: for a kernel whose blocks are at different steps
+    /// at one time, so that a buffer's last write may come after another's first.
+    pub fn apart(plan: &DecodePlan) -> Self {
+        Self::placed(plan, true)
+    }
+
+    fn placed(plan: &DecodePlan, apart: bool) -> Self {
         let mut life = vec![None::<(usize, usize)>; plan.buffers.len()];
         for (i, step) in plan.steps.iter().enumerate() {
             for b in step.op.buffers() {
@@ -66,7 +76,7 @@ impl WorkspaceLayout {
             let mut taken: Vec<(usize, usize)> = placed
                 .iter()
                 .map(|&o| &placements[o])
-                .filter(|o| o.first <= last && first <= o.last)
+                .filter(|o| apart || (o.first <= last && first <= o.last))
                 .map(|o| (o.offset, (o.offset + o.bytes).next_multiple_of(ALIGNMENT)))
                 .collect();
             taken.sort_unstable();
