@@ -219,7 +219,8 @@ impl Instruction {
         let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
         let cost = |span: u32| {
-            let e = |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+            let e =
+                |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
             let rounds = (tiles * units.div_ceil(span)).div_ceil(WARPS);
             rounds * (e("DG_P", PART_COST) + span * e("DG_U", UNIT_COST))
         };
@@ -231,10 +232,8 @@ impl Instruction {
         // Tiles in pairs, and a thread for each of their rows.
         let at_once = (SUMS / parts & !1).min(32 * WARPS / tile::ROWS as u32);
         let inverse = 4096 / parts + 1;
-        self.slots[at::UNITS] = Slot::Words(
-            units | span << 16 | parts << 24,
-            at_once | shift << 8 | inverse << 16,
-        );
+        self.slots[at::UNITS] =
+            Slot::Words(units | span << 16 | parts << 24, at_once | shift << 8 | inverse << 16);
         Some(())
     }
 
@@ -471,8 +470,7 @@ impl Program {
             }
         }
         let record_bytes = record_bytes.next_multiple_of(128);
-        let fixed =
-            BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
         let chunk_bytes = room / CHUNKS / 128 * 128;
         for i in &mut instructions {
