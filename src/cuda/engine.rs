@@ -10,6 +10,8 @@
 //! away by setting the step state back. Cache rows beyond the position are written again before
 //! they are read.
 
+mod inspect;
+
 use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
 use super::driver::{Context, Device, Frozen, Stream, calls};
@@ -44,8 +46,6 @@ const POLLS: u32 = 64;
 const FIRST_QUERY: Duration = Duration::from_millis(50);
 /// After this time without a token the device counts as lost, unless another is set.
 const DEADLINE: Duration = Duration::from_secs(120);
-
-mod inspect;
 
 /// What an engine is made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Looking into an engine: its graph as the driver holds it, the clock between its steps, what one
-//! of them writes.
+//! of them writes. Errors are those of the driver ([`Error::Driver`]) unless a method says more.
+//!
+//! [`Error::Driver`]: crate::error::Error::Driver
 
 use super::CudaEngine;
 use crate::cuda::captured::Captured;
@@ -12,8 +14,7 @@ use crate::cuda::kernels;
 use crate::cuda::stamps::Stamps;
 use crate::cuda::step_state::Entry;
 use crate::engine::{Outputs, Written};
-#[allow(unused_imports, reason = "named in the documentation")]
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::Buf;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`] for a buffer that no step names; [`Error::Driver`].
+    /// [`Error::Internal`](crate::error::Error::Internal) for a buffer that no step names.
     pub fn buffer(&mut self, buf: Buf) -> Result<Vec<f32>> {
         self.plan.buffer(&self.stream, buf)
     }
@@ -41,7 +42,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`].
+    /// [`Error::Driver`](crate::error::Error::Driver).
     pub fn poison(&mut self, byte: u8) -> Result<()> {
         self.plan.poison(&self.stream, byte)
     }
@@ -50,7 +51,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`].
+    /// [`Error::Driver`](crate::error::Error::Driver).
     pub fn trace(&self) -> Result<Vec<u32>> {
         self.plan.trace(&self.stream)
     }
@@ -73,7 +74,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Verification`] when the two differ; [`Error::Driver`].
+    /// [`Error::Verification`](crate::error::Error::Verification) when the two differ.
     pub fn captured(&self) -> Result<Option<Captured>> {
         self.graph.as_ref().map(|graph| Captured::of(graph, &self.plan)).transpose()
     }
@@ -83,7 +84,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`].
+    /// [`Error::Driver`](crate::error::Error::Driver).
     pub fn stamps(&self, tokens: u32) -> Result<Vec<u64>> {
         let read = |s: &Arc<Stamps>| s.read(&self.stream, self.launched, tokens);
         self.stamps.as_ref().map_or(Ok(Vec::new()), read)
@@ -93,7 +94,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] for a step that computes nothing; [`Error::Driver`].
+    /// [`Error::Decode`](crate::error::Error::Decode) for a step that computes nothing.
     pub fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>> {
         self.stale = true;
         self.go_to(position, token)?;
@@ -120,7 +121,7 @@ impl CudaEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`].
+    /// [`Error::Driver`](crate::error::Error::Driver).
     pub fn profiler_range(&mut self, open: bool) -> Result<()> {
         // What is in flight belongs to one side.
         self.stream.synchronize()?;
