@@ -55,6 +55,8 @@ fn life(checkpoint: &Checkpoint, options: &SessionOptions) -> Result<Seen> {
     session.decode(&[1], 4, &mut sink)?;
     let logits = bits(&session.logits()?);
     let (keys, values) = session.cache(1)?;
+    session.stamps(2)?;
+    session.outputs(1, 1)?;
     Ok(Seen { tokens, logits, keys: bits(&keys), values: bits(&values) })
 }
 
@@ -235,11 +237,11 @@ fn every_single_call_may_fail_and_is_named() {
     let checkpoint = small();
     let expected = life(&checkpoint, &on_device(WAYS[0])).unwrap();
     let mut rows = 0;
-    for way in WAYS {
-        let options = on_device(way);
+    let stamped = SessionOptions { trace: true, ..on_device(WAYS[0]) };
+    for options in WAYS.map(on_device).into_iter().chain([stamped]) {
         let log = calls_of(&fake, &checkpoint, &options);
-        // All calls of a graph's life; of the other two, those that it does not make.
-        let known = if way == WAYS[0] { 0 } else { 3 };
+        // All calls of a graph's life; of the others, those that it does not make.
+        let known = if options == on_device(WAYS[0]) { 0 } else { 3 };
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         for (index, call) in log.into_iter().enumerate() {
             let n = seen.entry(call).or_default();
@@ -425,7 +427,8 @@ fn the_fake_keeps_the_rules_of_capture() {
     let graph = stream.capture(|| {
         let other = context.clone();
         std::thread::scope(|scope| {
-            scope.spawn(move || DeviceMemory::alloc(&other, "elsewhere", 64).unwrap());
+            // Freed there too: what a thread gives back may be dropped by this one.
+            scope.spawn(move || drop(DeviceMemory::alloc(&other, "elsewhere", 64).unwrap()));
         });
         Ok(())
     });
