@@ -2,7 +2,9 @@
 //! against the committed PTX, without a GPU.
 
 use decode_graph::cuda::kernels::{ParamType, entry_parameters, modules, ptx};
-use decode_graph::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
+use decode_graph::ops::fused::{
+    GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv,
+};
 use decode_graph::ops::*;
 use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
@@ -117,12 +119,10 @@ fn every_op() -> Vec<Op> {
             for which in [Projection::Output, Projection::Down] {
                 ops.push(Op::Project(Project { mat: mat.clone(), add: add.clone(), which }));
             }
-            ops.push(Op::GateUp(GateUp {
-                norm: norm(),
-                gate: mat.clone(),
-                up: mat.clone(),
-                act: glu(Activation::Silu),
-            }));
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let (gate, up) = (mat.clone(), mat.clone());
+                ops.push(Op::GateUp(GateUp { norm: norm(), gate, up, act: glu(activation) }));
+            }
             ops.push(Op::LmHead(LmHead { norm: norm(), head: mat, argmax: argmax() }));
         }
     }
@@ -131,6 +131,8 @@ fn every_op() -> Vec<Op> {
         for (pairing, kind) in pairings.into_iter().zip(kinds) {
             ops.push(qkv(qk, v, pairing, kind, kind == KvType::F32));
         }
+        let [q, k, v] = [qk, qk, v].map(|f| matvec(f, false));
+        ops.push(Op::NormQkv(Box::new(NormQkv { norm: norm(), q, k, v })));
     }
     ops
 }
@@ -147,6 +149,7 @@ fn passed(arg: &Arg) -> ParamType {
         | Arg::Ring
         | Arg::Keys(_)
         | Arg::Values(_)
+        | Arg::Zeros
         | Arg::Counters
         | Arg::Program
         | Arg::Trace => ParamType::U64,

@@ -216,6 +216,8 @@ pub enum Op {
     Sample(Sample),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
+    /// See [`fused::NormQkv`].
+    NormQkv(Box<fused::NormQkv>),
     /// See [`fused::HeadRope`].
     HeadRope(Box<fused::HeadRope>),
     /// See [`fused::NormAdd`].
@@ -247,6 +249,7 @@ impl Op {
             Self::Argmax(op) => op,
             Self::Sample(op) => op,
             Self::Qkv(op) => op.as_ref(),
+            Self::NormQkv(op) => op.as_ref(),
             Self::HeadRope(op) => op.as_ref(),
             Self::NormAdd(op) => op,
             Self::Project(op) => op,
@@ -259,6 +262,7 @@ impl Op {
     pub fn parts(&self) -> Vec<&dyn Describe> {
         match self {
             Self::Qkv(op) => op.parts().to_vec(),
+            Self::NormQkv(op) => op.parts().to_vec(),
             Self::HeadRope(op) => op.parts().to_vec(),
             Self::NormAdd(op) => vec![&op.norm, &op.add],
             Self::Project(op) => vec![&op.mat, &op.add],

@@ -208,7 +208,7 @@ impl<'a> Kernel<'a> {
             }
             s.write(address, bytemuck::cast_slice(out))?;
         }
-        if let (Some((c, at)), Op::Qkv(_) | Op::KvAppend(_)) = (cache, &op) {
+        if let (Some((c, at)), Op::Qkv(_) | Op::KvAppend(_) | Op::HeadRope(_)) = (cache, &op) {
             append(s, &memory, c, at, position, step.position)?;
         }
         Ok((memory, s))
