@@ -1,20 +1,24 @@
 //! Every weight format on a real device: its product and its embedding look-up at the row lengths of
-//! real models and at odd ones, against decoding in Rust and the sum in f64.
+//! real models and at odd ones, against decoding in Rust and the sum in f64; and every kernel that has
+//! weights, in every format and mixture, op by op against the CPU reference and graph against eager.
 //!
 //! Prints `skipped: no CUDA device` and passes where none answers.
 
 #![allow(clippy::unwrap_used)]
 
+mod format_models;
 mod small_model;
 
+use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::{CudaEngine, CudaOptions};
 use decode_graph::error::Error;
 use decode_graph::ops::{Add, Argmax, Buf, Embed, KvType, MatVec, Matrix, Op, WeightId};
+use decode_graph::plan::fuse::fuse;
 use decode_graph::plan::{CacheSpec, DecodePlan, Placement, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
 use decode_graph::reference;
-use decode_graph::session::Mode;
+use decode_graph::session::{DebugLevel, Mode};
 use small_model::SmallModel;
 use std::ops::ControlFlow;
 
@@ -212,6 +216,60 @@ fn the_cpu_reference_does_too() {
             (memory.state.token, memory.state.position) = (token, position);
             reference::interpret(&case.plan, &mut memory).unwrap();
             wrong.extend(case.check(token, |buf| memory.buf(buf).to_vec()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What `plan` computes in 20 tokens: the tokens, the last logits and the caches, as bits.
+fn decode(engine: &mut CudaEngine) -> (Vec<u32>, Vec<u32>, Vec<Vec<u32>>) {
+    engine.seek(0).unwrap();
+    engine.force(0, &[1, 2, 3]).unwrap();
+    let mut tokens = Vec::new();
+    let mut sink = |c: decode_graph::session::Chosen| {
+        tokens.push(c.token);
+        ControlFlow::Continue(())
+    };
+    engine.run(20, &mut sink).unwrap();
+    let layers = 0..engine.bound().plan().cache.layers;
+    let caches = layers.flat_map(|l| <[_; 2]>::from(engine.cache(l).unwrap())).map(|c| bits(&c));
+    let caches = caches.collect();
+    (tokens, bits(&engine.logits().unwrap()), caches)
+}
+
+#[test]
+fn every_kernel_with_weights_agrees_with_the_reference_and_replays_as_eager_in_every_format() {
+    let mut wrong = Vec::new();
+    for (arch, formats, checkpoint) in format_models::all() {
+        let plain = record(&checkpoint, PlanOptions { capacity: 64, kv: KvType::F16 }).unwrap();
+        let plan = fuse(&plain);
+        let mut seen = Vec::new();
+        for (mode, debug) in [
+            (Mode::Graph, DebugLevel::Off),
+            (Mode::Eager, DebugLevel::Off),
+            (Mode::Eager, DebugLevel::Compare),
+        ] {
+            let options = CudaOptions { mode, debug, ..CudaOptions::default() };
+            let mut engine = match CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}) {
+                Ok(engine) => engine,
+                Err(Error::NoDevice(why)) => {
+                    eprintln!("skipped: no CUDA device ({why})");
+                    return;
+                }
+                Err(other) => panic!("{arch} {formats}: {other}"),
+            };
+            seen.push(decode(&mut engine));
+            for c in engine.comparisons().iter().filter(|c| c.what != "token") {
+                let bound = if matches!(c.what.as_str(), "keys" | "values") { 1e-6 } else { 1e-7 };
+                if c.nmse.is_nan() || c.nmse > bound {
+                    wrong.push(format!("{arch} {formats}: {c:?}"));
+                }
+            }
+        }
+        let same = seen[0] == seen[1] && seen[1] == seen[2];
+        eprintln!("{arch} {formats}: graph and eager equal: {same}");
+        if !same {
+            wrong.push(format!("{arch} {formats}: graph is not eager"));
         }
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
