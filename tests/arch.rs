@@ -174,7 +174,9 @@ fn local_layers_follow_the_period_of_the_architecture_or_the_keys() {
     assert_eq!(local("gemma3", &[]), None);
     assert_eq!(local("phi3", from_ref(&window)), some(16, "LLLLLLLL"));
     assert_eq!(local("phi3", &[("attention.sliding_window", Key::U32(0))]), None);
-    assert_eq!(local("llama", from_ref(&window)), None);
+    assert_eq!(local("llama", from_ref(&window)), some(16, "LLLLLLLL"));
+    assert_eq!(local("llama", &[]), None);
+    assert_eq!(local("qwen2", from_ref(&window)), None);
     let three = pattern(Key::U32(3));
     assert_eq!(local("gemma3", &[window.clone(), three]), some(16, "LLgLLgLL"));
     let each = [true, false, false, true, false, false, false, true];

@@ -136,7 +136,7 @@ fn fusion_takes_what_its_kernels_compute_and_leaves_the_rest() {
     let after = ["attn.o", "norm_add", "gate_up", "ffn.down", "norm_add"];
     assert_eq!(layer("gemma2"), [&["qkv", "attn.attention"][..], &after].concat());
     assert_eq!(layer("gemma3"), [&heads[..], &after].concat());
-    let experts = ["ffn.norm", "ffn.router", "ffn.top_k", "ffn.gate", "ffn.up", "ffn.swiglu"];
-    let experts = [&experts[..], &["ffn.down", "ffn.sum"]].concat();
+    let route = ["ffn.norm", "ffn.router", "ffn.top_k"];
+    let experts = [&route[..], &["expert_gate_up", "ffn.down", "ffn.sum"]].concat();
     assert_eq!(layer("mixtral"), [&["qkv", "attn.attention", "o_proj"], &experts[..]].concat());
 }

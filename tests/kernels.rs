@@ -103,15 +103,12 @@ fn every_op() -> Vec<Op> {
     }
     for format in QuantFormat::ALL {
         ops.push(Op::Embed(Embed { table: matrix(format), out: Buf(0), scale: 1.0 }));
-        ops.push(Op::ExpertMatVec(ExpertMatVec {
-            x: Buf(0),
-            own_input: false,
-            route: Buf(1),
-            weight: matrix(format),
-            experts: 8,
-            used: 2,
-            out: Buf(2),
-        }));
+        let weight = matrix(format);
+        let (x, own_input, route, out) = (Buf(0), false, Buf(1), Buf(2));
+        let expert = ExpertMatVec { x, own_input, route, weight, experts: 8, used: 2, out };
+        let (gate, up, act) = (expert.clone(), expert.clone(), glu(Activation::Silu));
+        ops.push(Op::ExpertMatVec(expert));
+        ops.push(Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act })));
         for bias in [false, true] {
             let mat = matvec(format, bias);
             let add = Add { out: Buf(0), x: mat.out, len: 512 };

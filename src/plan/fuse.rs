@@ -5,15 +5,15 @@
 
 use super::{DecodePlan, Step, WeightSpec};
 use crate::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv};
-use crate::ops::{Buf, MatVec, Op, Pairing, RmsNorm, Rope};
+use crate::ops::{Buf, ExpertGateUp, ExpertMatVec, MatVec, Op, Pairing, RmsNorm, Rope};
 use crate::quant::RowOrder;
 
 /// A fused op and the number of steps that it replaces.
 type Fused = Option<(Op, usize)>;
 
 /// The rules, tried in order at every step.
-const RULES: [fn(&[Step]) -> Fused; 7] =
-    [qkv, norm_qkv, head_rope, norm_add, gate_up, project, lm_head];
+const RULES: [fn(&[Step]) -> Fused; 8] =
+    [qkv, norm_qkv, head_rope, norm_add, gate_up, expert_gate_up, project, lm_head];
 
 /// Applies every rule wherever it fits.
 pub fn fuse(plan: &DecodePlan) -> DecodePlan {
@@ -186,6 +186,22 @@ fn gate_up(steps: &[Step]) -> Fused {
     chained.then(|| {
         let (norm, gate) = (norm.clone(), gate.clone());
         (Op::GateUp(GateUp { norm, gate, up: up.clone(), act: act.clone() }), 4)
+    })
+}
+
+/// `expert_matvec gate, expert_matvec up, swiglu or geglu` → [`ExpertGateUp`].
+fn expert_gate_up(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, ..] = steps else { return None };
+    let (Op::ExpertMatVec(gate), Op::ExpertMatVec(up), Op::Glu(act)) = (&s0.op, &s1.op, &s2.op)
+    else {
+        return None;
+    };
+    let experts = |m: &ExpertMatVec| (m.x, m.own_input, m.route, m.experts, m.used);
+    let shape = |m: &ExpertMatVec| (m.weight.format, m.weight.rows, m.weight.columns);
+    let alike = experts(gate) == experts(up) && shape(gate) == shape(up) && !gate.own_input;
+    (alike && act.gate == gate.out && act.up == up.out).then(|| {
+        let (gate, up) = (gate.clone(), up.clone());
+        (Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act: act.clone() })), 3)
     })
 }
 

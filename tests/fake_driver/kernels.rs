@@ -9,8 +9,8 @@ use decode_graph::ops::fused::{
     GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv,
 };
 use decode_graph::ops::{
-    Activation, Add, Argmax, Attention, Embed, ExpertMatVec, ExpertSum, Glu, KvAppend, KvType,
-    MatVec, Op, RmsNorm, Rope, Softcap, TopK,
+    Activation, Add, Argmax, Attention, Embed, ExpertGateUp, ExpertMatVec, ExpertSum, Glu,
+    KvAppend, KvType, MatVec, Op, RmsNorm, Rope, Softcap, TopK,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
@@ -96,6 +96,7 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             k.compute(Op::TopK(TopK { logits, route, experts, used })).map(drop)
         }
         "expert_matvec" => k.expert_matvec(weights, node.grid[0]),
+        "expert_gate_up" => k.expert_gate_up(weights, node.grid[0]),
         "expert_sum" => {
             let (out, x, route) = (k.address(), k.address(), k.address());
             let (used, len) = (k.u32(), k.u32());
@@ -225,7 +226,8 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
 
 /// The op and the weight formats that a kernel's name says.
 fn split(name: &str) -> Option<(&str, Vec<QuantFormat>)> {
-    const OPS: [&str; 21] = [
+    const OPS: [&str; 22] = [
+        "expert_gate_up",
         "norm_add",
         "softcap",
         "top_k",
@@ -368,15 +370,38 @@ impl Kernel<'_> {
         self.compute(Op::HeadRope(Box::new(op))).map(drop)
     }
 
+    /// Experts up to the last that `route` chooses: only what is chosen must be there.
+    fn experts(&self, route: u64, used: u32) -> Result<u32, u32> {
+        let chosen = self.s.read(route, 4 * used as usize)?.as_chunks::<4>().0;
+        let last = chosen.iter().map(|e| f32::from_le_bytes(*e) as u32).max();
+        Ok(last.ok_or(code::LAUNCH_FAILED)? + 1)
+    }
+
+    fn expert_gate_up(mut self, format: QuantFormat, grid: u32) -> Result<(), u32> {
+        let k = &mut self;
+        let (x, route, matrices, out) =
+            (k.address(), k.address(), [k.address(), k.address()], k.address());
+        let (rows, columns, each, is_gelu) = (k.u32(), k.u32(), k.u32(), k.u32());
+        let used = grid / each;
+        let (experts, len) = (k.experts(route, used)?, used * rows);
+        let (x, route, own_input) = (k.buf(x, columns), k.buf(route, 2 * used), false);
+        let mut product = |w| {
+            let weight = k.matrix(w, format, experts * rows, columns, RowOrder::Natural)?;
+            let out = k.inner(len);
+            Ok::<_, u32>(ExpertMatVec { x, own_input, route, weight, experts, used, out })
+        };
+        let (gate, up) = (product(matrices[0])?, product(matrices[1])?);
+        let activation = if is_gelu != 0 { Activation::GeluTanh } else { Activation::Silu };
+        let act = Glu { gate: gate.out, up: up.out, out: k.buf(out, len), len, activation };
+        self.compute(Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act }))).map(drop)
+    }
+
     fn expert_matvec(mut self, format: QuantFormat, grid: u32) -> Result<(), u32> {
         let k = &mut self;
         let (x, route, w, out) = (k.address(), k.address(), k.address(), k.address());
         let (rows, columns, stride, each) = (k.u32(), k.u32(), k.u32(), k.u32());
         let used = grid / each;
-        // Only what is chosen must be there.
-        let chosen = k.s.read(route, 4 * used as usize)?.as_chunks::<4>().0;
-        let last = chosen.iter().map(|e| f32::from_le_bytes(*e) as u32).max();
-        let experts = last.ok_or(code::LAUNCH_FAILED)? + 1;
+        let experts = k.experts(route, used)?;
         let weight = k.matrix(w, format, experts * rows, columns, RowOrder::Natural)?;
         let own_input = stride != 0;
         let x = k.buf(x, if own_input { used * columns } else { columns });

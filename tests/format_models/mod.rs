@@ -24,7 +24,7 @@ fn steps(arch: &str) -> &'static [&'static str] {
     match arch {
         "llama" => &["qkv", "o_proj", "gate_up", "down"],
         "gemma3" => &["norm_qkv", "head_rope", "norm_add", "gate_up"],
-        _ => &["norm_qkv", "head_rope", "o_proj", "ffn.gate"],
+        _ => &["norm_qkv", "head_rope", "o_proj", "expert_gate_up"],
     }
 }
 
