@@ -6,6 +6,8 @@
 #![allow(unsafe_code, reason = "entry points are called as C calls them")]
 
 mod fake_driver;
+mod format_models;
+mod golden_models;
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
@@ -228,6 +230,49 @@ fn a_session_over_the_fake_driver_computes_what_the_reference_computes_and_leave
                 assert_eq!(fake.live(), Live::default());
             }
         }
+    }
+}
+
+/// The bits of the logits after every one of `ids`.
+fn logits(checkpoint: &Checkpoint, ids: &[u32], options: &SessionOptions) -> Vec<Vec<u32>> {
+    let mut session = DecodeSession::new(checkpoint, options, &mut |_, _| {}).unwrap();
+    let mut after = |token: &u32| {
+        session.feed(*token).unwrap();
+        bits(&session.logits().unwrap())
+    };
+    ids.iter().map(&mut after).collect()
+}
+
+#[test]
+fn every_architecture_over_the_fake_driver_is_the_reference_in_every_bit_graph_and_eager() {
+    let fake = Fake::new();
+    for (name, golden, checkpoint) in golden_models::all() {
+        let (ids, capacity) = (&golden.forced.ids, golden.capacity() as u32);
+        for (fused, kv) in [(true, KvType::F16), (false, KvType::F16), (true, KvType::F32)] {
+            let options =
+                SessionOptions { capacity, fused, kv: Some(kv), ..SessionOptions::default() };
+            let on = |backend, mode| {
+                logits(&checkpoint, ids, &SessionOptions { backend, mode, ..options.clone() })
+            };
+            let expected = on(BackendChoice::Cpu, Mode::Graph);
+            for mode in [Mode::Graph, Mode::Eager] {
+                let found = on(BackendChoice::Cuda, mode);
+                assert!(found == expected, "{name} {mode:?} fused {fused} {}", kv.name());
+                assert_eq!(fake.live(), Live::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_format_and_mixture_in_every_kernel_over_the_fake_driver_is_the_reference() {
+    let _fake = Fake::new();
+    for (arch, formats, checkpoint) in format_models::all() {
+        let on = |backend| {
+            let options = options(backend, Mode::Graph, DebugLevel::Off);
+            logits(&checkpoint, &[5, 9, 2], &options)
+        };
+        assert!(on(BackendChoice::Cuda) == on(BackendChoice::Cpu), "{arch} {formats}");
     }
 }
 
