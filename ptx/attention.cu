@@ -238,15 +238,18 @@ __device__ __forceinline__ void attend(const Params& p, uint32_t first, bool fil
         reinterpret_cast<float*>(shared + WARPS * RING_BYTES + QP_BYTES) + at.warp * 2 * MAX_GROUP;
 
     // Queries, scaled so that scores are exponents of two; zeros for heads and elements beyond.
-    if (threadIdx.x < 2 * L * G) {
-        const uint32_t g = threadIdx.x / (2 * L), half = threadIdx.x / L % 2;
-        const uint32_t element = threadIdx.x % L * 8 + half * 4;
+    // The thread is read anew: what is made of it must not stay in registers over the heads' turns.
+    uint32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    if (thread < 2 * L * G) {
+        const uint32_t g = thread / (2 * L), half = thread / L % 2;
+        const uint32_t element = thread % L * 8 + half * 4;
         uint4 w = make_uint4(0, 0, 0, 0);
         if (first + g < p.group && element < p.head_dim) {
             w = load_l2(p.q + (p.head * p.group + first + g) * p.head_dim + element);
         }
         const float f = p.scale * LOG2_E;
-        queries[threadIdx.x] = make_float4(__uint_as_float(w.x) * f, __uint_as_float(w.y) * f,
+        queries[thread] = make_float4(__uint_as_float(w.x) * f, __uint_as_float(w.y) * f,
                                            __uint_as_float(w.z) * f, __uint_as_float(w.w) * f);
     }
     if (filled) {
@@ -281,7 +284,13 @@ __device__ __forceinline__ void attend(const Params& p, uint32_t first, bool fil
 
 #pragma unroll 1
     for (; left > 0; left -= TILE, from += WARPS * R * at.stride) {
-        // Keeps multiples of the stride from being held in registers through the loop.
+        // Keeps multiples of the stride from being held in registers through the loop; of eight heads
+        // the stride itself is read again.
+        if constexpr (G == 8) {
+            uint32_t head_dim;
+            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(head_dim) : "r"(shared_address(&p.head_dim)));
+            at.stride = SL * head_dim * sizeof(Element);
+        }
         asm volatile("" : "+r"(at.stride));
         // Scores of R rows and G heads. UNITS groups are committed beyond those used up.
         float s[N];

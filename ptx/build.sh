@@ -19,7 +19,7 @@ export LC_ALL=C
 # module           source         definitions                      spills
 MODULES="
 elementwise        elementwise.cu -                                0
-attention_f16      attention.cu   -DKV_F16=1                       32
+attention_f16      attention.cu   -DKV_F16=1                       0
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 persistent         persistent.cu  -                                -
