@@ -121,6 +121,15 @@ __device__ __forceinline__ float block_sum(float v) {
     return warp_sum(lane < blockDim.x / 32 ? sums[lane] : 0.0f);
 }
 
+// --- Activations of a gate ----------------------------------------------------------------------
+
+__device__ __forceinline__ float silu(float z) { return z / (1.0f + expf(-z)); }
+
+// z/2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))
+__device__ __forceinline__ float gelu(float z) {
+    return 0.5f * z * (1.0f + tanhf(0.79788456f * (z + 0.044715f * z * z * z)));
+}
+
 // --- Choice of the next token -------------------------------------------------------------------
 
 // A candidate of argmax: the best value so far and where it is.

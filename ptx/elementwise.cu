@@ -57,10 +57,7 @@ swiglu(const StepState* step, const float* gate, const float* up, float* out, ui
     const bool active = step_active(*step);
     pdl_wait();
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (active && i < len) {
-        const float z = gate[i];
-        out[i] = z / (1.0f + expf(-z)) * up[i];
-    }
+    if (active && i < len) out[i] = silu(gate[i]) * up[i];
 }
 
 // out[i] = gelu(gate[i]) · up[i], gelu(z) = z/2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)));
@@ -71,11 +68,7 @@ geglu(const StepState* step, const float* gate, const float* up, float* out, uin
     const bool active = step_active(*step);
     pdl_wait();
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (active && i < len) {
-        const float z = gate[i];
-        const float inner = 0.79788456f * (z + 0.044715f * z * z * z);
-        out[i] = 0.5f * z * (1.0f + tanhf(inner)) * up[i];
-    }
+    if (active && i < len) out[i] = gelu(gate[i]) * up[i];
 }
 
 // x[i] = cap · tanh(x[i] / cap); x [len].

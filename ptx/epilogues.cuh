@@ -39,12 +39,13 @@ struct Store {
     }
 };
 
-// y[r] = silu(gate[r]) · up[r]; tiles come in pairs, gate then up.
-struct Swiglu {
+// y[r] = act(gate[r]) · up[r]; tiles come in pairs, gate then up.
+struct Gated {
     float* y;
     const float* gate_bias;
     const float* up_bias;
     uint32_t rows;
+    bool is_gelu;
 
     __device__ __forceinline__ void prefetch(uint32_t) {}
     __device__ __forceinline__ void begin(uint32_t) {}
@@ -57,7 +58,7 @@ struct Swiglu {
             float u = total(sums, 2 * pair + 1, i % ROWS) * scale;
             if (gate_bias != nullptr) g += __ldg(gate_bias + r);
             if (up_bias != nullptr) u += __ldg(up_bias + r);
-            y[r] = g / (1.f + expf(-g)) * u;
+            y[r] = (is_gelu ? gelu(g) : silu(g)) * u;
         }
     }
 };
@@ -125,7 +126,7 @@ struct Rotation {
 };
 
 struct RotateAppend {
-    const StepState* step;
+    const StepState* at;  // where in the caches
     const float *q_bias, *k_bias, *v_bias;
     const float* freqs;
     float* q;
@@ -165,7 +166,7 @@ struct RotateAppend {
     }
 
     __device__ __forceinline__ void prefetch(uint32_t first) {
-        position = step->position;
+        position = at->position;
         turned = first * ROWS + threadIdx.x * 2;
         const Where w = where(turned / ROWS, turned % ROWS);
         if (w.inside && threadIdx.x < FLUSH * ROWS / 2) turn = rotation(w);
@@ -182,12 +183,12 @@ struct RotateAppend {
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
         const uint32_t i = threadIdx.x;
         if (i >= count * (ROWS / 2)) return;
-        const uint32_t at = first * ROWS + 2 * i;
-        const Where w = where(at / ROWS, at % ROWS);
+        const uint32_t r = first * ROWS + 2 * i;
+        const Where w = where(r / ROWS, r % ROWS);
         if (!w.inside) return;
-        if (at != turned) turn = rotation(w);
-        float a = total(sums, i / (ROWS / 2), at % ROWS) * scale;
-        float b = total(sums, i / (ROWS / 2), at % ROWS + 1) * scale;
+        if (r != turned) turn = rotation(w);
+        float a = total(sums, i / (ROWS / 2), r % ROWS) * scale;
+        float b = total(sums, i / (ROWS / 2), r % ROWS + 1) * scale;
         const uint32_t base = w.head * head_dim;
         const float* bias = w.is_q ? q_bias : w.is_v ? v_bias : k_bias;
         if (bias != nullptr) a += __ldg(bias + base + w.e0), b += __ldg(bias + base + w.e1);

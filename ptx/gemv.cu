@@ -22,11 +22,11 @@ MATVEC(matvec, 2)
 MATVEC(o_proj, 2)
 MATVEC(down, 8)
 
-// y = silu(W_gate n) · (W_up n), n = rms_norm(x)
+// y = act(W_gate n) · (W_up n), n = rms_norm(x); act is gelu or silu
 KERNEL(gate_up)(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* gate,
                 const uint8_t* up, const float* gate_bias, const float* up_bias, float* y, uint32_t rows,
-                uint32_t columns, uint32_t slots, uint32_t early) {
-    gemv::Swiglu epilogue{y, gate_bias, up_bias, rows};
+                uint32_t columns, uint32_t is_gelu, uint32_t slots, uint32_t early) {
+    gemv::Gated epilogue{y, gate_bias, up_bias, rows, is_gelu != 0};
     gemv::run<Format, Format, 2>(step, x, gain, eps, columns, (rows + 15) / 16, slots, early,
                               gemv::Pair<Format>{gate, up}, epilogue);
 }

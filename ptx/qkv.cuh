@@ -1,4 +1,6 @@
-// q, k, v = W n + bias, n = rms_norm(x); q and k rotated; k and v appended to the cache.
+// q, k, v = W n + bias, n = rms_norm(x); q and k rotated; k and v appended to the cache. Without a
+// rotated part (half_rotary 0), at position 0 of an f32 cache of one position, whatever the step's:
+// the plain vectors, for what comes between projection and rotation in some architectures.
 #pragma once
 #include "epilogues.cuh"
 
@@ -25,9 +27,9 @@
              const float* freqs, float* q, void* keys, void* values, uint32_t q_rows,                 \
              uint32_t kv_rows, uint32_t columns, uint32_t head_dim, uint32_t half_rotary,             \
              uint32_t halves, float magnitude, uint32_t capacity, uint32_t cache_f32,                 \
-             uint32_t slots, uint32_t early) {                                                                    \
+             const StepState* at, uint32_t slots, uint32_t early) {                                  \
         const uint32_t q_tiles = (q_rows + 15) / 16, kv_tiles = (kv_rows + 15) / 16;                  \
-        gemv::RotateAppend epilogue{step,   bq,       bk,        bv,       freqs,       q,            \
+        gemv::RotateAppend epilogue{at,   bq,       bk,        bv,       freqs,       q,            \
                                     keys,   values,   q_rows,    kv_rows,  q_tiles,     kv_tiles,     \
                                     head_dim, half_rotary, halves != 0, cache_f32 != 0, magnitude,    \
                                     capacity};                                                        \

@@ -47,6 +47,12 @@ for shape in $shapes; do
         check "run-$name-$mode" "$bench" run --synthetic "$shape" --backend cuda --mode "$mode" -n 512 -r 3 -o json
     done
 done
+for shape in ${CAPTURED:-llama-3.2-1b:q4_k_m qwen3-8b:q4_k_m gemma-3-270m:q4_k_m}; do
+    name=${shape//[:.]/-}
+    check "captured-$name" "$bench" graph --synthetic "$shape" --captured
+    check "profile-$name" "$bench" profile --synthetic "$shape" --backend cuda
+done
+check bisect-tiny "$bench" verify --synthetic tiny --backend cuda --bisect
 check run-both "$bench" run --synthetic llama-3.2-1b:q4_k_m --backend cuda --mode both -n 1024 -r 5 -v
 check draw "$bench" generate --synthetic llama-3.2-1b:q4_k_m --backend cuda --prompt-ids 1,2,3 --temp 0.8 -n 64 --ignore-eos -o json
 [ -z "${DEPTH:-}" ] || check "run-depth-$DEPTH" "$bench" run --synthetic llama-3.1-8b:q4_k_m --backend cuda -d "$DEPTH" -n 128 -r 3 -o json

@@ -174,7 +174,9 @@ fn local_layers_follow_the_period_of_the_architecture_or_the_keys() {
     assert_eq!(local("gemma3", &[]), None);
     assert_eq!(local("phi3", from_ref(&window)), some(16, "LLLLLLLL"));
     assert_eq!(local("phi3", &[("attention.sliding_window", Key::U32(0))]), None);
-    assert_eq!(local("llama", from_ref(&window)), None);
+    assert_eq!(local("llama", from_ref(&window)), some(16, "LLLLLLLL"));
+    assert_eq!(local("llama", &[]), None);
+    assert_eq!(local("qwen2", from_ref(&window)), None);
     let three = pattern(Key::U32(3));
     assert_eq!(local("gemma3", &[window.clone(), three]), some(16, "LLgLLgLL"));
     let each = [true, false, false, true, false, false, false, true];
@@ -229,11 +231,14 @@ fn the_divisors_of_longrope_go_with_the_length_of_the_context_and_need_each_othe
 }
 
 #[test]
-fn every_tensor_of_a_layer_is_missed_by_name() {
+fn every_tensor_of_a_layer_is_missed_by_name_and_shape() {
     let model = SmallModel::new("qwen2", QuantFormat::Q8_0);
     for t in &model.tensors {
-        let refused = refusal(model.clone().remove(&t.name));
+        let mut without = model.clone();
+        let refused = refusal(without.remove(&t.name));
         assert_eq!(refused, (t.name.clone(), Some(Defect::MissingTensor)));
+        let said = record(&without).unwrap_err().to_string();
+        assert!(said.contains(&format!("expected {:?}", t.shape)), "{said}");
     }
 }
 
@@ -247,8 +252,12 @@ fn a_tensor_of_another_shape_is_refused_by_name() {
         ("output_norm.weight", vec![64, 2]),
     ] {
         let mut model = llama();
-        model.change(name, |t| t.shape = shape);
+        let mut right = Vec::new();
+        let other = format!("is {shape:?}, expected ");
+        model.change(name, |t| right = std::mem::replace(&mut t.shape, shape));
         assert_eq!(refusal(&model), (name.to_owned(), Some(Defect::ShapeMismatch)));
+        let said = record(&model).unwrap_err().to_string();
+        assert!(said.contains(&format!("{other}{right:?}")), "{said}");
     }
 }
 

@@ -131,14 +131,12 @@ fn fusion_takes_what_its_kernels_compute_and_leaves_the_rest() {
     let five = ["qkv", "attn.attention", "o_proj", "gate_up", "down"];
     assert_eq!(layer("llama-yarn"), five);
     assert_eq!(layer("phi3-long"), five);
-    let projections = ["attn.norm", "attn.q", "attn.k", "attn.v"];
-    let heads = [&projections[..], &["head_rope", "attn.attention"]].concat();
+    let heads = ["norm_qkv", "head_rope", "attn.attention"];
     assert_eq!(layer("qwen3"), [&heads[..], &["o_proj", "gate_up", "down"]].concat());
-    let gelu = ["ffn.norm", "ffn.gate", "ffn.up", "ffn.geglu", "ffn.down", "norm_add"];
-    let attention = ["qkv", "attn.attention", "attn.o", "norm_add"];
-    assert_eq!(layer("gemma2"), [&attention[..], &gelu].concat());
-    assert_eq!(layer("gemma3"), [&heads[..], &["attn.o", "norm_add"], &gelu].concat());
-    let experts = ["ffn.norm", "ffn.router", "ffn.top_k", "ffn.gate", "ffn.up", "ffn.swiglu"];
-    let experts = [&experts[..], &["ffn.down", "ffn.sum"]].concat();
+    let after = ["attn.o", "norm_add", "gate_up", "ffn.down", "norm_add"];
+    assert_eq!(layer("gemma2"), [&["qkv", "attn.attention"][..], &after].concat());
+    assert_eq!(layer("gemma3"), [&heads[..], &after].concat());
+    let route = ["ffn.norm", "ffn.router", "ffn.top_k"];
+    let experts = [&route[..], &["expert_gate_up", "ffn.down", "ffn.sum"]].concat();
     assert_eq!(layer("mixtral"), [&["qkv", "attn.attention", "o_proj"], &experts[..]].concat());
 }

@@ -20,6 +20,7 @@ fn every_subcommand_explains_itself() {
         "verify",
         "inspect",
         "graph",
+        "profile",
         "compare",
         "plot",
         "synth",
@@ -59,6 +60,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         "generate --synthetic tiny --prompt-ids 1 --temp 1 --min-p 2",
         "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",
         "graph",
+        "profile",
     ] {
         assert_eq!(code(&decode_bench(line)), 2, "{line}");
     }
@@ -103,11 +105,19 @@ fn a_damaged_model_is_refused_with_what_is_wrong() {
     // After the name: dimensions, two sizes, type. I16 is as large as F16.
     let kind = after(&bytes, "blk.0.attn_q.weight") + 4 + 16;
     other[kind..kind + 4].copy_from_slice(&25u32.to_le_bytes());
+    other[value..value + 5].copy_from_slice(b"mamba");
     let path = damaged("i16.gguf", &other);
     let said = refused(&path, 4);
     assert!(said.contains("blk.0.attn_q.weight") && said.contains("I16"), "{said}");
-    // What is wrong with it is what `inspect` is asked for.
-    assert!(stdout(&format!("inspect -m {}", path.display())).contains("supported    no: "));
+    // What is wrong with it is what `inspect` is asked for: all of it.
+    let said = stdout(&format!("inspect -m {}", path.display()));
+    for part in [
+        "supported    no: ",
+        "blocked by   architecture mamba; supported are llama, ",
+        "blocked by   type I16 of 1 tensors, the first is blk.0.attn_q.weight",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@
 #![allow(unsafe_code, reason = "entry points are called as C calls them")]
 
 mod fake_driver;
+mod format_models;
+mod golden_models;
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
@@ -55,6 +57,8 @@ fn life(checkpoint: &Checkpoint, options: &SessionOptions) -> Result<Seen> {
     session.decode(&[1], 4, &mut sink)?;
     let logits = bits(&session.logits()?);
     let (keys, values) = session.cache(1)?;
+    session.stamps(2)?;
+    session.outputs(1, 1)?;
     Ok(Seen { tokens, logits, keys: bits(&keys), values: bits(&values) })
 }
 
@@ -229,17 +233,60 @@ fn a_session_over_the_fake_driver_computes_what_the_reference_computes_and_leave
     }
 }
 
+/// The bits of the logits after every one of `ids`.
+fn logits(checkpoint: &Checkpoint, ids: &[u32], options: &SessionOptions) -> Vec<Vec<u32>> {
+    let mut session = DecodeSession::new(checkpoint, options, &mut |_, _| {}).unwrap();
+    let mut after = |token: &u32| {
+        session.feed(*token).unwrap();
+        bits(&session.logits().unwrap())
+    };
+    ids.iter().map(&mut after).collect()
+}
+
+#[test]
+fn every_architecture_over_the_fake_driver_is_the_reference_in_every_bit_graph_and_eager() {
+    let fake = Fake::new();
+    for (name, golden, checkpoint) in golden_models::all() {
+        let (ids, capacity) = (&golden.forced.ids, golden.capacity() as u32);
+        for (fused, kv) in [(true, KvType::F16), (false, KvType::F16), (true, KvType::F32)] {
+            let options =
+                SessionOptions { capacity, fused, kv: Some(kv), ..SessionOptions::default() };
+            let on = |backend, mode| {
+                logits(&checkpoint, ids, &SessionOptions { backend, mode, ..options.clone() })
+            };
+            let expected = on(BackendChoice::Cpu, Mode::Graph);
+            for mode in [Mode::Graph, Mode::Eager] {
+                let found = on(BackendChoice::Cuda, mode);
+                assert!(found == expected, "{name} {mode:?} fused {fused} {}", kv.name());
+                assert_eq!(fake.live(), Live::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_format_and_mixture_in_every_kernel_over_the_fake_driver_is_the_reference() {
+    let _fake = Fake::new();
+    for (arch, formats, checkpoint) in format_models::all() {
+        let on = |backend| {
+            let options = options(backend, Mode::Graph, DebugLevel::Off);
+            logits(&checkpoint, &[5, 9, 2], &options)
+        };
+        assert!(on(BackendChoice::Cuda) == on(BackendChoice::Cpu), "{arch} {formats}");
+    }
+}
+
 #[test]
 fn every_single_call_may_fail_and_is_named() {
     let fake = Fake::new();
     let checkpoint = small();
     let expected = life(&checkpoint, &on_device(WAYS[0])).unwrap();
     let mut rows = 0;
-    for way in WAYS {
-        let options = on_device(way);
+    let stamped = SessionOptions { trace: true, ..on_device(WAYS[0]) };
+    for options in WAYS.map(on_device).into_iter().chain([stamped]) {
         let log = calls_of(&fake, &checkpoint, &options);
-        // All calls of a graph's life; of the other two, those that it does not make.
-        let known = if way == WAYS[0] { 0 } else { 3 };
+        // All calls of a graph's life; of the others, those that it does not make.
+        let known = if options == on_device(WAYS[0]) { 0 } else { 3 };
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         for (index, call) in log.into_iter().enumerate() {
             let n = seen.entry(call).or_default();
@@ -425,7 +472,8 @@ fn the_fake_keeps_the_rules_of_capture() {
     let graph = stream.capture(|| {
         let other = context.clone();
         std::thread::scope(|scope| {
-            scope.spawn(move || DeviceMemory::alloc(&other, "elsewhere", 64).unwrap());
+            // Freed there too: what a thread gives back may be dropped by this one.
+            scope.spawn(move || drop(DeviceMemory::alloc(&other, "elsewhere", 64).unwrap()));
         });
         Ok(())
     });

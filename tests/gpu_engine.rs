@@ -17,6 +17,7 @@ use decode_graph::quant::QuantFormat;
 use decode_graph::session::{
     BackendChoice, Chosen, DebugLevel, DecodeSession, Finish, Mode, SessionOptions,
 };
+use decode_graph::verify::first_departure;
 use small_model::SmallModel;
 use std::ops::ControlFlow;
 
@@ -400,5 +401,56 @@ fn a_device_draws_what_the_reference_draws_from_the_same_logits() {
             let mut eager = engine(&checkpoint, &plan, Mode::Eager, DebugLevel::Off).unwrap();
             assert_eq!(again(&mut eager), drawn, "{spec} {sampling:?}");
         }
+    }
+}
+
+#[test]
+fn a_stamped_graph_computes_the_same_bits_and_its_clock_goes_on() {
+    const STEPS: u32 = 64;
+    let checkpoint = model(QuantFormat::Q4K);
+    for fused in [true, false] {
+        let plan = plan(&checkpoint, fused);
+        let Some(mut plain) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else {
+            return;
+        };
+        let options = CudaOptions { trace: true, ..CudaOptions::default() };
+        let mut stamped = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
+        let run = |engine: &mut CudaEngine| {
+            start(engine, &[5]);
+            let chosen: Vec<u32> = tokens(engine, STEPS).unwrap().iter().map(|c| c.token).collect();
+            (chosen, bits(&engine.logits().unwrap()))
+        };
+        assert_eq!(run(&mut stamped), run(&mut plain));
+        let census = stamped.census().unwrap();
+        assert_eq!(census.nodes, 2 * plan.steps.len() + 1);
+        assert!(stamped.captured().is_err(), "a stamped graph is not the plan itself");
+        let captured = plain.captured().unwrap().unwrap();
+        assert_eq!(captured.nodes.len(), plan.steps.len());
+
+        let stamps = stamped.stamps(STEPS).unwrap();
+        assert_eq!(stamps.len(), STEPS as usize * (plan.steps.len() + 1));
+        assert!(stamps.windows(2).all(|w| w[0] <= w[1]), "the clock goes back");
+        let ns = (stamps[stamps.len() - 1] - stamps[0]) / u64::from(STEPS);
+        assert!((1_000..10_000_000).contains(&ns), "{ns} ns a token");
+    }
+}
+
+#[test]
+fn no_step_departs_from_the_reference() {
+    for format in [QuantFormat::Q4K, QuantFormat::Q8_0] {
+        let checkpoint = model(format);
+        let session = |backend| {
+            let kv = Some(KvType::F16);
+            let options =
+                SessionOptions { backend, capacity: CAPACITY, kv, ..SessionOptions::default() };
+            DecodeSession::new(&checkpoint, &options, &mut |_, _| {})
+        };
+        let mut device = match session(BackendChoice::Cuda) {
+            Err(Error::NoDevice(_)) => return,
+            made => made.unwrap(),
+        };
+        let mut host = session(BackendChoice::Cpu).unwrap();
+        let found = first_departure(&mut device, &mut host, &[5, 9, 2, 7, 11, 3], 1e-4).unwrap();
+        assert_eq!(found, None);
     }
 }

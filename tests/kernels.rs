@@ -2,13 +2,15 @@
 //! against the committed PTX, without a GPU.
 
 use decode_graph::cuda::kernels::{ParamType, entry_parameters, modules, ptx};
-use decode_graph::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
+use decode_graph::ops::fused::{
+    GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv,
+};
 use decode_graph::ops::*;
 use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
 
 /// Modules with kernels that are no op of a plan.
-const NO_OPS: &[&str] = &["persistent", "probe"];
+const NO_OPS: &[&str] = &["persistent", "probe", "stamp"];
 
 fn matrix(format: QuantFormat) -> Matrix {
     Matrix { id: WeightId(0), format, rows: 512, columns: 512, order: RowOrder::Natural }
@@ -101,15 +103,12 @@ fn every_op() -> Vec<Op> {
     }
     for format in QuantFormat::ALL {
         ops.push(Op::Embed(Embed { table: matrix(format), out: Buf(0), scale: 1.0 }));
-        ops.push(Op::ExpertMatVec(ExpertMatVec {
-            x: Buf(0),
-            own_input: false,
-            route: Buf(1),
-            weight: matrix(format),
-            experts: 8,
-            used: 2,
-            out: Buf(2),
-        }));
+        let weight = matrix(format);
+        let (x, own_input, route, out) = (Buf(0), false, Buf(1), Buf(2));
+        let expert = ExpertMatVec { x, own_input, route, weight, experts: 8, used: 2, out };
+        let (gate, up, act) = (expert.clone(), expert.clone(), glu(Activation::Silu));
+        ops.push(Op::ExpertMatVec(expert));
+        ops.push(Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act })));
         for bias in [false, true] {
             let mat = matvec(format, bias);
             let add = Add { out: Buf(0), x: mat.out, len: 512 };
@@ -117,12 +116,10 @@ fn every_op() -> Vec<Op> {
             for which in [Projection::Output, Projection::Down] {
                 ops.push(Op::Project(Project { mat: mat.clone(), add: add.clone(), which }));
             }
-            ops.push(Op::GateUp(GateUp {
-                norm: norm(),
-                gate: mat.clone(),
-                up: mat.clone(),
-                act: glu(Activation::Silu),
-            }));
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let (gate, up) = (mat.clone(), mat.clone());
+                ops.push(Op::GateUp(GateUp { norm: norm(), gate, up, act: glu(activation) }));
+            }
             ops.push(Op::LmHead(LmHead { norm: norm(), head: mat, argmax: argmax() }));
         }
     }
@@ -131,6 +128,8 @@ fn every_op() -> Vec<Op> {
         for (pairing, kind) in pairings.into_iter().zip(kinds) {
             ops.push(qkv(qk, v, pairing, kind, kind == KvType::F32));
         }
+        let [q, k, v] = [qk, qk, v].map(|f| matvec(f, false));
+        ops.push(Op::NormQkv(Box::new(NormQkv { norm: norm(), q, k, v })));
     }
     ops
 }
@@ -147,6 +146,7 @@ fn passed(arg: &Arg) -> ParamType {
         | Arg::Ring
         | Arg::Keys(_)
         | Arg::Values(_)
+        | Arg::Zeros
         | Arg::Counters
         | Arg::Program
         | Arg::Trace => ParamType::U64,

@@ -162,13 +162,10 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     }
     if (warp == WARPS - 1 && share.split + 1 == share.splits) {
         // This position: one column.
-        float k[EACH], v[EACH];
-#pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            const uint32_t at = share.head * DIM + lane * EACH + e;
-            k[e] = await(step.k_mail + at, tag);
-            v[e] = await(step.v_mail + at, tag);
-        }
+        // Key and value together: each look costs a round trip.
+        float kv[2][EACH];
+        await_all<2, EACH>(kv, step.k_mail + share.head * DIM + lane * EACH,
+                           static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
         float score[TILES][2];
 #pragma unroll
         for (int i = 0; i < TILES; i++) score[i][0] = score[i][1] = -INFINITY;
@@ -178,14 +175,14 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
 #pragma unroll
             for (int e = 0; e < EACH; e++) {
                 const uint32_t c = lane * EACH + e;
-                d = fmaf(__half2float(s.q[0][h][c]) + __half2float(s.q[1][h][c]), k[e], d);
+                d = fmaf(__half2float(s.q[0][h][c]) + __half2float(s.q[1][h][c]), kv[0][e], d);
             }
             d = warp_sum(d);
             if (g == h && t == 0) score[0][0] = d;
         }
         if (g >= PADDED && t == 0) score[0][0] = 0.f;  // a head that is not there: finite
         run.weigh(s, warp, lane, score);
-        run.add(s, warp, 0, v);
+        run.add(s, warp, 0, kv[1]);
     }
 
     block.mark(FIRST);

@@ -10,10 +10,6 @@ namespace persistent {
 
 // Sums of parts that are held before they are added up; a tile has half as many, at most.
 constexpr uint32_t SLOTS = 128;
-#ifndef UNROLL_UNITS
-#define UNROLL_UNITS 1
-#endif
-constexpr int UNROLL = UNROLL_UNITS;
 
 // The formats by their GGML type ids.
 #define OTHER_FORMATS(X)                                                                           \
@@ -167,19 +163,26 @@ struct Sums {
     const float* partial;  // [tiles][parts][ROWS]
     uint32_t parts;
 
-    // Row `row` of tile `n`: its parts in order, added as a tree.
-    __device__ __forceinline__ float total(uint32_t n, uint32_t row) const {
+    // Rows `row` .. of tile `n`, one or two: their parts in order, added as a tree.
+    template <class T>
+    __device__ __forceinline__ T total(uint32_t n, uint32_t row) const {
         const float* p = partial + n * parts * ROWS + row;
-        float sum = 0.f;
+        T sum = zero(T());
         for (uint32_t first = 0; first < parts; first += 16) {
-            auto part = [&](uint32_t q) { return first + q < parts ? p[(first + q) * ROWS] : 0.f; };
-            float s[4];
+            auto part = [&](uint32_t q) {
+                return first + q < parts ? *reinterpret_cast<const T*>(p + (first + q) * ROWS) : zero(T());
+            };
+            T s[4];
 #pragma unroll
-            for (int q = 0; q < 4; q++) s[q] = (part(q) + part(q + 4)) + (part(q + 8) + part(q + 12));
-            sum += (s[0] + s[1]) + (s[2] + s[3]);
+            for (int q = 0; q < 4; q++) s[q] = add(add(part(q), part(q + 4)), add(part(q + 8), part(q + 12)));
+            sum = add(sum, add(add(s[0], s[1]), add(s[2], s[3])));
         }
         return sum;
     }
+    static __device__ __forceinline__ float zero(float) { return 0.f; }
+    static __device__ __forceinline__ float2 zero(float2) { return make_float2(0.f, 0.f); }
+    static __device__ __forceinline__ float add(float a, float b) { return a + b; }
+    static __device__ __forceinline__ float2 add(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
 };
 
 // What an epilogue thread needs for its first row (or pair of rows), asked for before the wait.
@@ -256,8 +259,8 @@ struct Finish {
         // w.base is the head's number times its size.
         const uint64_t at = static_cast<uint64_t>(w.base) * static_cast<uint32_t>(step.capacity) + board().position * head_dim + e;
         const __half h = __float2half_rn(v);
-        static_cast<__half*>(w.matrix == 2 ? step.values : step.keys)[at] = h;
         post(w.matrix == 2 ? step.v_mail : step.k_mail, w.base + e, __half2float(h), tag);
+        static_cast<__half*>(w.matrix == 2 ? step.values : step.keys)[at] = h;
     }
 
     // The whole block, for `count` tiles from `base` on.
@@ -269,8 +272,8 @@ struct Finish {
             const Where w = where(at);
             if (!w.inside) return;
             const Prefetched t = base == begin ? first : turn(w);
-            float a = sums.total(i / (ROWS / 2), at % ROWS) * scale;
-            float b = sums.total(i / (ROWS / 2), at % ROWS + 1) * scale;
+            const float2 ab = sums.total<float2>(i / (ROWS / 2), at % ROWS);
+            float a = ab.x * scale, b = ab.y * scale;
             const float* bias = step.bias[w.matrix];
             if (bias != nullptr) a += __ldg(bias + w.base + w.e0), b += __ldg(bias + w.base + w.e1);
             if (w.rotates) {
@@ -279,10 +282,10 @@ struct Finish {
                 b = x * t.b + b * t.a;
             }
             if (w.matrix == 0) {
-                step.y[w.base + w.e0] = a;
-                step.y[w.base + w.e1] = b;
                 post(step.y_mail, w.base + w.e0, a, tag);
                 post(step.y_mail, w.base + w.e1, b, tag);
+                step.y[w.base + w.e0] = a;
+                step.y[w.base + w.e1] = b;
             } else {
                 append(w, w.e0, a);
                 append(w, w.e1, b);
@@ -290,21 +293,21 @@ struct Finish {
         } else if (step.kind == GATE_UP) {
             const uint32_t pair = i / ROWS, r = (base / 2 + pair) * ROWS + i % ROWS;
             if (i >= count / 2 * ROWS || r >= step.rows[0]) return;
-            float g = sums.total(2 * pair, i % ROWS) * scale;
-            float u = sums.total(2 * pair + 1, i % ROWS) * scale;
+            float g = sums.total<float>(2 * pair, i % ROWS) * scale;
+            float u = sums.total<float>(2 * pair + 1, i % ROWS) * scale;
             if (step.bias[0] != nullptr) g += __ldg(step.bias[0] + r);
             if (step.bias[1] != nullptr) u += __ldg(step.bias[1] + r);
             const float v = __fdividef(g, 1.f + expf(-g)) * u;
-            step.y[r] = v;
             post(step.y_mail, r, v, tag);
+            step.y[r] = v;
         } else {
             const uint32_t r = base * ROWS + i;
             if (i >= count * ROWS || r >= step.rows[0]) return;
             const Prefetched p = step.kind == PROJECT && base == begin ? first : carried(r);
-            const float v = sums.total(i / ROWS, i % ROWS) * scale + p.b + p.a;
-            step.y[r] = v;
+            const float v = sums.total<float>(i / ROWS, i % ROWS) * scale + p.b + p.a;
             if (step.kind == PROJECT) post(step.y_mail, r, v, tag);
             else best = consider(best, v, r);
+            step.y[r] = v;
         }
     }
 };
@@ -315,7 +318,7 @@ __device__ __forceinline__ void dot_units(const uint8_t* chunk, const uint8_t* r
                                           uint32_t last, int lane, float& low, float& high) {
     const uint8_t* unit = chunk + k * F::UNIT_BYTES;
     const uint8_t* record = records;
-#pragma unroll UNROLL
+#pragma unroll 1
     for (uint32_t i = 1; i < count; i++) {
         F::dot(unit, record, lane, F::UNIT_COLUMNS, low, high);
         unit += F::UNIT_BYTES;

@@ -17,7 +17,8 @@ using gemv::WARPS;
 
 constexpr uint32_t THREADS = WARPS * 32;  // that compute; one warp more asks
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
-constexpr uint32_t CHUNKS = 16;  // in the ring
+constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
+constexpr uint32_t FLIGHT = 6;   // on their way, at most
 constexpr uint32_t ROWS_AHEAD = 16;
 constexpr uint32_t BOARD_BYTES = 12288;  // at the start of shared memory; the ring follows
 
@@ -177,6 +178,9 @@ struct Producer {
         const uint32_t d = next % CHUNKS, full = barriers + 8 * d, empty = full + 8 * CHUNKS;
         if (next >= CHUNKS) barrier_wait(empty, (next / CHUNKS - 1) & 1);
         if (missing != 0) barrier_arrive(empty, missing);
+        // More than the memory needs to be busy would only stand in front of the mail.
+        if (next >= FLIGHT)
+            barrier_wait(barriers + 8 * ((next - FLIGHT) % CHUNKS), (next - FLIGHT) / CHUNKS & 1);
         copy_bulk(place, from, n, full, stream);
         next++;
         place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;

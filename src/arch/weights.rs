@@ -421,16 +421,12 @@ fn unknown(checkpoint: &Checkpoint, name: &str) -> Error {
     }
 }
 
-fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a TensorInfo> {
-    checkpoint.tensor(name).ok_or_else(|| {
-        let why = "the file does not have this tensor";
-        Error::invalid(checkpoint.path(), name, None, Defect::MissingTensor, why)
-    })
-}
-
 /// The tensor `name`, with dimensions `want` (innermost first; outer ones of 1 do not matter).
 fn with_shape<'a>(checkpoint: &'a Checkpoint, name: &str, want: &[u32]) -> Result<&'a TensorInfo> {
-    let info = find(checkpoint, name)?;
+    let info = checkpoint.tensor(name).ok_or_else(|| {
+        let why = format!("the file does not have this tensor, expected {want:?}");
+        Error::invalid(checkpoint.path(), name, None, Defect::MissingTensor, why)
+    })?;
     let mismatch = |why| Error::invalid(checkpoint.path(), name, None, Defect::ShapeMismatch, why);
     let (given, outer) = info.shape.split_at(want.len().min(info.shape.len()));
     let same = given.len() == want.len()
@@ -469,10 +465,10 @@ fn vector(checkpoint: &Checkpoint, name: &str, len: u32) -> Result<CheckedVector
 ///
 /// Those of [`Checkpoint::read`].
 pub(crate) fn read_vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
-    let info = find(checkpoint, name)?;
+    let unchecked = || Error::Internal(format!("tensor {name} was not validated"));
+    let info = checkpoint.tensor(name).ok_or_else(unchecked)?;
     let bytes = checkpoint.read_all(info)?;
-    let columns = usize::try_from(info.columns())
-        .map_err(|_| Error::Internal(format!("tensor {name} was not validated")))?;
+    let columns = usize::try_from(info.columns()).map_err(|_| unchecked())?;
     let mut out = vec![0.0; columns];
     info.format.decode_row(&bytes, &mut out);
     Ok(out)

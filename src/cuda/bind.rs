@@ -40,6 +40,8 @@ pub struct Want {
     pub red_zones: bool,
 }
 
+/// Byte offset of what stays zero behind the step state in the state's allocation.
+const ZEROS: u64 = size_of::<StepState>() as u64;
 /// Byte offset of the arrival counters in the state's allocation.
 const COUNTERS: u64 = ALIGNMENT;
 /// Bytes of the arrival counters.
@@ -99,6 +101,7 @@ impl Addresses {
             Arg::Buf(b) => self.buffers.get(b.0 as usize).copied().flatten().ok_or_else(outside)?,
             Arg::Weight(w) => self.weights.get(w.0 as usize).copied().ok_or_else(outside)?,
             Arg::Step => self.step,
+            Arg::Zeros => self.step + ZEROS,
             Arg::Counters => self.step + COUNTERS,
             Arg::Forced => self.step + FORCED,
             Arg::Ring => self.ring,
@@ -349,6 +352,11 @@ impl BoundPlan {
         step > 0 && self.steps.get(step).is_some_and(|s| s.programmatic)
     }
 
+    /// Address of the step state.
+    pub(super) fn state_address(&self) -> u64 {
+        self.state.address()
+    }
+
     /// The mapped ring.
     pub(super) fn ring(&self) -> &MappedMemory {
         &self.ring
@@ -547,6 +555,7 @@ mod tests {
         assert_eq!(slot(Arg::Weight(WeightId(0))), 0x1000);
         assert_eq!(slot(Arg::Null), 0);
         assert_eq!(slot(Arg::Step), 0x4000);
+        assert_eq!(slot(Arg::Zeros), 0x4020);
         assert_eq!(slot(Arg::Counters), 0x4100);
         assert_eq!(slot(Arg::Forced), 0x5100);
         assert_eq!(slot(Arg::Ring), 0x8000);

@@ -15,6 +15,7 @@ fn parameter_of(arg: &Arg) -> ParamType {
         | Arg::Ring
         | Arg::Keys(_)
         | Arg::Values(_)
+        | Arg::Zeros
         | Arg::Counters
         | Arg::Program
         | Arg::Trace => ParamType::U64,

@@ -31,6 +31,28 @@ impl ExpertMatVec {
     pub fn rows(&self) -> u32 {
         self.weight.rows / self.experts
     }
+
+    /// Blocks that share an expert: two a multiprocessor share all of them out evenly.
+    pub(super) fn each(&self, gpu: &Gpu) -> u32 {
+        (2 * gpu.sms / self.used).clamp(1, tiles(self.rows()))
+    }
+
+    pub(super) fn launch_of(&self, kernel: &str, each: u32, args: Vec<Arg>) -> Launch {
+        let w = &self.weight;
+        let f = w.format.suffix();
+        let layout = TileLayout { format: w.format, rows: 16, columns: w.columns as usize };
+        let stage = gemv::activation_bytes(w.format) * layout.units() as u32;
+        Launch {
+            module: format!("expert_{f}"),
+            kernel: format!("{kernel}_{f}"),
+            grid: self.used * each,
+            block: gemv::WARPS * 32,
+            cluster: 1,
+            shared_bytes: stage + gemv::FLUSH * gemv::WARPS * 16 * 4,
+            programmatic: true,
+            args,
+        }
+    }
 }
 
 impl Describe for ExpertMatVec {
@@ -66,31 +88,19 @@ impl Describe for ExpertMatVec {
 
     fn launch(&self, gpu: &Gpu) -> Launch {
         let w = &self.weight;
-        let f = w.format.suffix();
-        let layout = TileLayout { format: w.format, rows: 16, columns: w.columns as usize };
-        // Two blocks a multiprocessor share the experts out evenly.
-        let each = (2 * gpu.sms / self.used).clamp(1, tiles(self.rows()));
-        let stage = gemv::activation_bytes(w.format) * layout.units() as u32;
-        Launch {
-            module: format!("expert_{f}"),
-            kernel: format!("expert_matvec_{f}"),
-            grid: self.used * each,
-            block: gemv::WARPS * 32,
-            cluster: 1,
-            shared_bytes: stage + gemv::FLUSH * gemv::WARPS * 16 * 4,
-            programmatic: true,
-            args: vec![
-                Arg::Step,
-                Arg::Buf(self.x),
-                Arg::Buf(self.route),
-                Arg::Weight(w.id),
-                Arg::Buf(self.out),
-                Arg::U32(self.rows()),
-                Arg::U32(w.columns),
-                Arg::U32(if self.own_input { w.columns } else { 0 }),
-                Arg::U32(each),
-            ],
-        }
+        let each = self.each(gpu);
+        let args = vec![
+            Arg::Step,
+            Arg::Buf(self.x),
+            Arg::Buf(self.route),
+            Arg::Weight(w.id),
+            Arg::Buf(self.out),
+            Arg::U32(self.rows()),
+            Arg::U32(w.columns),
+            Arg::U32(if self.own_input { w.columns } else { 0 }),
+            Arg::U32(each),
+        ];
+        self.launch_of("expert_matvec", each, args)
     }
 
     fn reference(&self, mem: &mut HostMemory) {

@@ -2,8 +2,8 @@
 
 use super::gemv::{self, Geometry, launch_with, norm_args, optional, tiles};
 use super::{
-    Add, Arg, Argmax, Buf, Describe, Glu, Gpu, HostMemory, KvAppend, KvType, Launch, MatVec,
-    Pairing, RmsNorm, Rope, Traffic, WeightId,
+    Activation, Add, Arg, Argmax, Buf, Describe, Glu, Gpu, HostMemory, KvAppend, KvType, Launch,
+    MatVec, Pairing, RmsNorm, Rope, Traffic, WeightId,
 };
 use crate::quant::QuantFormat;
 
@@ -65,14 +65,18 @@ fn traffic_of(parts: &[&dyn Describe], position: u32, activations: u64) -> Traff
     Traffic { activations, ..sum }
 }
 
+fn qkv_shape(mats: [&MatVec; 3]) -> String {
+    let [q, k, v] = mats.map(|m| &m.weight);
+    format!("[{}] → [{}+{}+{}] {}/{}", q.columns, q.rows, k.rows, v.rows, q.format, v.format)
+}
+
 impl Describe for Qkv {
     fn name(&self) -> &'static str {
         "qkv"
     }
 
     fn shape(&self) -> String {
-        let (q, k, v) = (&self.q.weight, &self.k.weight, &self.v.weight);
-        format!("[{}] → [{}+{}+{}] {}/{}", q.columns, q.rows, k.rows, v.rows, q.format, v.format)
+        qkv_shape([&self.q, &self.k, &self.v])
     }
 
     fn reads(&self) -> Vec<Buf> {
@@ -93,37 +97,20 @@ impl Describe for Qkv {
     }
 
     fn launch(&self, gpu: &Gpu) -> Launch {
-        let (q, k, v) = (&self.q.weight, &self.k.weight, &self.v.weight);
-        let (fq, fv) = (q.format, v.format);
-        let total = tiles(q.rows) + tiles(k.rows) + tiles(v.rows);
-        let geometry = Geometry::new(gpu, &[fq, fv], q.columns, total);
-        let name = if fq == fv {
-            fq.suffix().to_owned()
-        } else {
-            format!("{}_{}", fq.suffix(), fv.suffix())
-        };
-        let module = if fq == fv { format!("gemv_{name}") } else { format!("qkv_{name}") };
         let cache = &self.append.cache;
-        let mut args = vec![Arg::Step, Arg::Buf(self.norm.x)];
-        args.extend(norm_args(&self.norm));
-        args.extend([q, k, v].map(|w| Arg::Weight(w.id)));
-        args.extend([self.q.bias, self.k.bias, self.v.bias].map(optional));
-        args.extend([
-            Arg::Weight(self.rope_q.freqs.id),
-            Arg::Buf(self.q.out),
-            Arg::Keys(cache.layer),
-            Arg::Values(cache.layer),
-            Arg::U32(q.rows),
-            Arg::U32(k.rows),
-            Arg::U32(q.columns),
-            Arg::U32(cache.head_dim),
-            Arg::U32(self.rope_q.freqs.len),
-            Arg::U32(u32::from(self.rope_q.pairing == Pairing::Halves)),
-            Arg::F32(self.rope_q.magnitude),
-            Arg::U32(cache.capacity),
-            Arg::U32(u32::from(cache.kind == KvType::F32)),
-        ]);
-        launch_with(gpu, module, format!("qkv_{name}"), geometry, args)
+        let after = AfterQkv {
+            at: Arg::Step,
+            freqs: Arg::Weight(self.rope_q.freqs.id),
+            keys: Arg::Keys(cache.layer),
+            values: Arg::Values(cache.layer),
+            head_dim: cache.head_dim,
+            pairs: self.rope_q.freqs.len,
+            pairing: self.rope_q.pairing,
+            magnitude: self.rope_q.magnitude,
+            capacity: cache.capacity,
+            kind: cache.kind,
+        };
+        qkv_launch(gpu, &self.norm, [&self.q, &self.k, &self.v], after)
     }
 
     fn reference(&self, mem: &mut HostMemory) {
@@ -131,7 +118,121 @@ impl Describe for Qkv {
     }
 }
 
-/// Norms of the query and key heads, their rotation and the cache append: what comes after plain
+/// What the kernel of [`Qkv`] does with the products.
+struct AfterQkv {
+    /// The step state whose position is written.
+    at: Arg,
+    freqs: Arg,
+    keys: Arg,
+    values: Arg,
+    head_dim: u32,
+    pairs: u32,
+    pairing: Pairing,
+    magnitude: f32,
+    capacity: u32,
+    kind: KvType,
+}
+
+fn qkv_launch(gpu: &Gpu, norm: &RmsNorm, mats: [&MatVec; 3], after: AfterQkv) -> Launch {
+    let [q, k, v] = mats.map(|m| &m.weight);
+    let (fq, fv) = (q.format, v.format);
+    let total = tiles(q.rows) + tiles(k.rows) + tiles(v.rows);
+    let geometry = Geometry::new(gpu, &[fq, fv], q.columns, total);
+    let name =
+        if fq == fv { fq.suffix().to_owned() } else { format!("{}_{}", fq.suffix(), fv.suffix()) };
+    let module = if fq == fv { format!("gemv_{name}") } else { format!("qkv_{name}") };
+    let mut args = vec![Arg::Step, Arg::Buf(norm.x)];
+    args.extend(norm_args(norm));
+    args.extend([q, k, v].map(|w| Arg::Weight(w.id)));
+    args.extend(mats.map(|m| optional(m.bias)));
+    args.extend([
+        after.freqs,
+        Arg::Buf(mats[0].out),
+        after.keys,
+        after.values,
+        Arg::U32(q.rows),
+        Arg::U32(k.rows),
+        Arg::U32(q.columns),
+        Arg::U32(after.head_dim),
+        Arg::U32(after.pairs),
+        Arg::U32(u32::from(after.pairing == Pairing::Halves)),
+        Arg::F32(after.magnitude),
+        Arg::U32(after.capacity),
+        Arg::U32(u32::from(after.kind == KvType::F32)),
+        after.at,
+    ]);
+    launch_with(gpu, module, format!("qkv_{name}"), geometry, args)
+}
+
+/// Norm, query, key and value projections with biases: where something stands between them and the
+/// rotation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormQkv {
+    /// Of the residual stream.
+    pub norm: RmsNorm,
+    /// Query projection; an even number of rows.
+    pub q: MatVec,
+    /// Key projection, of the format of `q`; an even number of rows.
+    pub k: MatVec,
+    /// Value projection, of as many rows as `k`.
+    pub v: MatVec,
+}
+
+impl NormQkv {
+    pub(super) fn parts(&self) -> [&dyn Describe; 4] {
+        [&self.norm, &self.q, &self.k, &self.v]
+    }
+}
+
+impl Describe for NormQkv {
+    fn name(&self) -> &'static str {
+        "norm_qkv"
+    }
+
+    fn shape(&self) -> String {
+        qkv_shape([&self.q, &self.k, &self.v])
+    }
+
+    fn reads(&self) -> Vec<Buf> {
+        vec![self.norm.x]
+    }
+
+    fn writes(&self) -> Vec<Buf> {
+        vec![self.q.out, self.k.out, self.v.out]
+    }
+
+    fn weights(&self) -> Vec<WeightId> {
+        weights_of(&self.parts())
+    }
+
+    fn traffic(&self, position: u32) -> Traffic {
+        let (q, k) = (&self.q.weight, &self.k.weight);
+        traffic_of(&self.parts(), position, 4 * u64::from(q.columns + q.rows + 2 * k.rows))
+    }
+
+    fn launch(&self, gpu: &Gpu) -> Launch {
+        // Nothing rotates, and a cache of one head and one position is a vector.
+        let after = AfterQkv {
+            at: Arg::Zeros,
+            freqs: Arg::Null,
+            keys: Arg::Buf(self.k.out),
+            values: Arg::Buf(self.v.out),
+            head_dim: self.k.weight.rows,
+            pairs: 0,
+            pairing: Pairing::Adjacent,
+            magnitude: 1.0,
+            capacity: 1,
+            kind: KvType::F32,
+        };
+        qkv_launch(gpu, &self.norm, [&self.q, &self.k, &self.v], after)
+    }
+
+    fn reference(&self, mem: &mut HostMemory) {
+        self.parts().iter().for_each(|op| op.reference(mem));
+    }
+}
+
+/// Norms of the query and key heads, their rotation and the cache append: what comes after the
 /// projections where an architecture normalises heads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadRope {
@@ -337,7 +438,7 @@ pub struct GateUp {
     pub gate: MatVec,
     /// Up projection, of the gate's format and shape.
     pub up: MatVec,
-    /// Activation, [`Silu`](super::Activation::Silu).
+    /// Activation.
     pub act: Glu,
 }
 
@@ -383,7 +484,9 @@ impl Describe for GateUp {
         args.extend(norm_args(&self.norm));
         args.extend([&self.gate, &self.up].map(|m| Arg::Weight(m.weight.id)));
         args.extend([&self.gate, &self.up].map(|m| optional(m.bias)));
+        let is_gelu = u32::from(self.act.activation == Activation::GeluTanh);
         args.extend([Arg::Buf(self.act.out), Arg::U32(w.rows), Arg::U32(w.columns)]);
+        args.push(Arg::U32(is_gelu));
         launch_with(gpu, format!("gemv_{f}"), format!("gate_up_{f}"), geometry, args)
     }
 

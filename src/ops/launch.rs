@@ -35,6 +35,9 @@ pub enum Arg {
     Null,
     /// Device address of the `StepState`.
     Step,
+    /// Device address of what has the layout of a `StepState` and is zero: position 0 for what stands
+    /// in the place of a cache and is none.
+    Zeros,
     /// Device address of the forced tokens, `[capacity]` u32.
     Forced,
     /// Device address of the mapped token ring.

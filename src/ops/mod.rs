@@ -9,6 +9,7 @@ mod add;
 mod argmax;
 mod attention;
 mod embed;
+mod expert_gate_up;
 mod expert_matvec;
 mod expert_sum;
 pub mod fused;
@@ -30,6 +31,7 @@ pub use add::Add;
 pub use argmax::Argmax;
 pub use attention::Attention;
 pub use embed::Embed;
+pub use expert_gate_up::ExpertGateUp;
 pub use expert_matvec::ExpertMatVec;
 pub use expert_sum::ExpertSum;
 pub use glu::{Activation, Glu};
@@ -216,6 +218,10 @@ pub enum Op {
     Sample(Sample),
     /// See [`fused::Qkv`].
     Qkv(Box<fused::Qkv>),
+    /// See [`ExpertGateUp`].
+    ExpertGateUp(Box<ExpertGateUp>),
+    /// See [`fused::NormQkv`].
+    NormQkv(Box<fused::NormQkv>),
     /// See [`fused::HeadRope`].
     HeadRope(Box<fused::HeadRope>),
     /// See [`fused::NormAdd`].
@@ -247,6 +253,8 @@ impl Op {
             Self::Argmax(op) => op,
             Self::Sample(op) => op,
             Self::Qkv(op) => op.as_ref(),
+            Self::ExpertGateUp(op) => op.as_ref(),
+            Self::NormQkv(op) => op.as_ref(),
             Self::HeadRope(op) => op.as_ref(),
             Self::NormAdd(op) => op,
             Self::Project(op) => op,
@@ -259,6 +267,8 @@ impl Op {
     pub fn parts(&self) -> Vec<&dyn Describe> {
         match self {
             Self::Qkv(op) => op.parts().to_vec(),
+            Self::ExpertGateUp(op) => op.parts().to_vec(),
+            Self::NormQkv(op) => op.parts().to_vec(),
             Self::HeadRope(op) => op.parts().to_vec(),
             Self::NormAdd(op) => vec![&op.norm, &op.add],
             Self::Project(op) => vec![&op.mat, &op.add],

@@ -4,15 +4,16 @@
 //! replaces, or not at all: then the plain steps stay, which every backend runs as well.
 
 use super::{DecodePlan, Step, WeightSpec};
-use crate::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, Project, Projection, Qkv};
-use crate::ops::{Activation, Buf, Op, Pairing, Rope};
+use crate::ops::fused::{GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv};
+use crate::ops::{Buf, ExpertGateUp, ExpertMatVec, MatVec, Op, Pairing, RmsNorm, Rope};
 use crate::quant::RowOrder;
 
 /// A fused op and the number of steps that it replaces.
 type Fused = Option<(Op, usize)>;
 
 /// The rules, tried in order at every step.
-const RULES: [fn(&[Step]) -> Fused; 6] = [qkv, head_rope, norm_add, gate_up, project, lm_head];
+const RULES: [fn(&[Step]) -> Fused; 8] =
+    [qkv, norm_qkv, head_rope, norm_add, gate_up, expert_gate_up, project, lm_head];
 
 /// Applies every rule wherever it fits.
 pub fn fuse(plan: &DecodePlan) -> DecodePlan {
@@ -84,12 +85,11 @@ fn qkv(steps: &[Step]) -> Fused {
     else {
         return None;
     };
-    let one_input = [q, k, v].iter().all(|m| m.x == norm.out);
     let chained = rope_q.x == q.out && rope_k.x == k.out && append.k == k.out && append.v == v.out;
-    let kernel = Qkv::has_kernel(q.weight.format, k.weight.format, v.weight.format);
     // The epilogue rotates neighbours of a tile, so a tile must not straddle two heads.
-    let whole_tiles = rope_q.head_dim.is_multiple_of(16) && k.weight.rows == v.weight.rows;
-    (one_input && chained && one_rotation(rope_q, rope_k) && kernel && whole_tiles).then(|| {
+    let whole_tiles = rope_q.head_dim.is_multiple_of(16);
+    let fits = one_kernel(norm, [q, k, v]) && chained && one_rotation(rope_q, rope_k);
+    (fits && whole_tiles).then(|| {
         let op = Qkv {
             norm: norm.clone(),
             q: q.clone(),
@@ -100,6 +100,30 @@ fn qkv(steps: &[Step]) -> Fused {
             append: append.clone(),
         };
         (Op::Qkv(Box::new(op)), 7)
+    })
+}
+
+/// Whether one kernel computes these products of (query, key, value) after the norm.
+fn one_kernel(norm: &RmsNorm, mats: [&MatVec; 3]) -> bool {
+    let [q, k, v] = mats.map(|m| &m.weight);
+    mats.iter().all(|m| m.x == norm.out)
+        && Qkv::has_kernel(q.format, k.format, v.format)
+        && k.rows == v.rows
+}
+
+/// `rms_norm, matvec q, matvec k, matvec v` → [`NormQkv`].
+fn norm_qkv(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, s3, ..] = steps else { return None };
+    let (Op::RmsNorm(norm), Op::MatVec(q), Op::MatVec(k), Op::MatVec(v)) =
+        (&s0.op, &s1.op, &s2.op, &s3.op)
+    else {
+        return None;
+    };
+    // A thread of the epilogue has two rows.
+    let pairs = q.weight.rows.is_multiple_of(2) && k.weight.rows.is_multiple_of(2);
+    (one_kernel(norm, [q, k, v]) && pairs).then(|| {
+        let [q, k, v] = [q, k, v].map(MatVec::clone);
+        (Op::NormQkv(Box::new(NormQkv { norm: norm.clone(), q, k, v })), 4)
     })
 }
 
@@ -145,7 +169,7 @@ fn norm_add(steps: &[Step]) -> Fused {
         .then(|| (Op::NormAdd(NormAdd { norm: norm.clone(), add: add.clone() }), 2))
 }
 
-/// `rms_norm, matvec gate, matvec up, swiglu` → [`GateUp`].
+/// `rms_norm, matvec gate, matvec up, swiglu or geglu` → [`GateUp`].
 fn gate_up(steps: &[Step]) -> Fused {
     let [s0, s1, s2, s3, ..] = steps else { return None };
     let (Op::RmsNorm(norm), Op::MatVec(gate), Op::MatVec(up), Op::Glu(act)) =
@@ -157,12 +181,27 @@ fn gate_up(steps: &[Step]) -> Fused {
         && up.x == norm.out
         && act.gate == gate.out
         && act.up == up.out
-        && act.activation == Activation::Silu
         && gate.weight.format == up.weight.format
         && gate.weight.rows == up.weight.rows;
     chained.then(|| {
         let (norm, gate) = (norm.clone(), gate.clone());
         (Op::GateUp(GateUp { norm, gate, up: up.clone(), act: act.clone() }), 4)
+    })
+}
+
+/// `expert_matvec gate, expert_matvec up, swiglu or geglu` → [`ExpertGateUp`].
+fn expert_gate_up(steps: &[Step]) -> Fused {
+    let [s0, s1, s2, ..] = steps else { return None };
+    let (Op::ExpertMatVec(gate), Op::ExpertMatVec(up), Op::Glu(act)) = (&s0.op, &s1.op, &s2.op)
+    else {
+        return None;
+    };
+    let experts = |m: &ExpertMatVec| (m.x, m.own_input, m.route, m.experts, m.used);
+    let shape = |m: &ExpertMatVec| (m.weight.format, m.weight.rows, m.weight.columns);
+    let alike = experts(gate) == experts(up) && shape(gate) == shape(up) && !gate.own_input;
+    (alike && act.gate == gate.out && act.up == up.out).then(|| {
+        let (gate, up) = (gate.clone(), up.clone());
+        (Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act: act.clone() })), 3)
     })
 }
 

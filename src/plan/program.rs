@@ -26,6 +26,9 @@ const SUMS: u32 = 128;
 /// Clock cycles of a part and of each of its units, about; measured on an H200.
 const PART_COST: u32 = 500;
 const UNIT_COST: u32 = 500;
+/// Units of a warp from which on a step is bound by the memory: parts are then as small as can be,
+/// so that as much of the ring as can be is on its way.
+const STREAMED: u32 = 12;
 /// Bytes of a group of keys, or of values.
 const GROUP_BYTES: u32 = 2048;
 /// Query heads of a key/value head, at most.
@@ -218,16 +221,13 @@ impl Instruction {
         let shift = shift(unit_bytes.max(other))?;
         let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
-        let cost = |span: u32| {
-            let e =
-                |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-            let rounds = (tiles * units.div_ceil(span)).div_ceil(WARPS);
-            rounds * (e("DG_P", PART_COST) + span * e("DG_U", UNIT_COST))
-        };
+        let rounds = |span: u32| (tiles * units.div_ceil(span)).div_ceil(WARPS);
+        let cost = |span: u32| rounds(span) * (PART_COST + span * UNIT_COST);
         let fits = |span: &u32| units.div_ceil(*span) <= SUMS / 2;
         let spans = || (0..=shift).map(|s| 1 << s).filter(fits);
         let half = spans().filter(|span| 2 * span <= 1 << shift);
-        let span = half.min_by_key(|span| cost(*span)).or_else(|| spans().next())?;
+        let best = if rounds(1) < STREAMED { half.min_by_key(|s| cost(*s)) } else { None };
+        let span = best.or_else(|| spans().next())?;
         let parts = units.div_ceil(span);
         // Tiles in pairs, and a thread for each of their rows.
         let at_once = (SUMS / parts & !1).min(32 * WARPS / tile::ROWS as u32);
@@ -386,6 +386,8 @@ impl Instruction {
             | Op::TopK(_)
             | Op::ExpertMatVec(_)
             | Op::ExpertSum(_)
+            | Op::ExpertGateUp(_)
+            | Op::NormQkv(_)
             | Op::HeadRope(_)
             | Op::NormAdd(_)
             | Op::Argmax(_)
@@ -413,6 +415,8 @@ fn matrices(op: &Op) -> Vec<&Matrix> {
         | Op::TopK(_)
         | Op::ExpertMatVec(_)
         | Op::ExpertSum(_)
+        | Op::ExpertGateUp(_)
+        | Op::NormQkv(_)
         | Op::HeadRope(_)
         | Op::NormAdd(_)
         | Op::Argmax(_)

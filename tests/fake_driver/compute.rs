@@ -211,7 +211,7 @@ impl<'a> Kernel<'a> {
                 s.write(address + 4 * out.len() as u64, &[0; 4])?;
             }
         }
-        if let (Some((c, at)), Op::Qkv(_) | Op::KvAppend(_)) = (cache, &op) {
+        if let (Some((c, at)), Op::Qkv(_) | Op::KvAppend(_) | Op::HeadRope(_)) = (cache, &op) {
             append(s, &memory, c, at, position, step.position)?;
         }
         Ok((memory, s))

@@ -5,9 +5,12 @@ use super::compute::Kernel;
 use super::plants::Plant;
 use super::state::{Node, State, code};
 use super::step::{advance, read_step};
-use decode_graph::ops::fused::{GateUp, LmHead, Project, Projection, Qkv};
+use decode_graph::ops::fused::{
+    GateUp, HeadRope, LmHead, NormAdd, NormQkv, Project, Projection, Qkv,
+};
 use decode_graph::ops::{
-    Activation, Add, Argmax, Attention, Embed, Glu, KvAppend, KvType, MatVec, Op, RmsNorm, Rope,
+    Activation, Add, Argmax, Attention, Embed, ExpertGateUp, ExpertMatVec, ExpertSum, Glu,
+    KvAppend, KvType, MatVec, Op, RmsNorm, Rope, Softcap, TopK,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
@@ -36,6 +39,14 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         }
     }
     let mut step = read_step(s, node.args[0])?;
+    if name == "stamp" {
+        let [_, stamps, slot, slots, rows, behind] = node.args[..] else {
+            return Err(code::LAUNCH_FAILED);
+        };
+        let row = u64::from(step.steps).wrapping_sub(behind) % rows;
+        let clock = s.clock;
+        return s.write(stamps + 8 * (row * slots + slot), &clock.to_le_bytes());
+    }
     if s.plant == Some(Plant::StalePointer) && graph && place.0 == 0 && step.position == 2 {
         let base = s.base(node.args[2])?;
         s.move_away(base);
@@ -82,6 +93,34 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let gain = k.vector(gain, dim)?;
             k.compute(Op::RmsNorm(RmsNorm { x, gain, out, rows, eps })).map(drop)
         }
+        "norm_add" => {
+            let (x, gain, out, dim, eps) =
+                (k.address(), k.address(), k.address(), k.u32(), k.f32());
+            let (x, out, normed) = (k.buf(x, dim), k.buf(out, dim), k.inner(dim));
+            let gain = k.vector(gain, dim)?;
+            let norm = RmsNorm { x, gain, out: normed, rows: 1, eps };
+            let add = Add { out, x: normed, len: dim };
+            k.compute(Op::NormAdd(NormAdd { norm, add })).map(drop)
+        }
+        "softcap" => {
+            let (x, len, cap) = (k.address(), k.u32(), k.f32());
+            let x = k.buf(x, len);
+            k.compute(Op::Softcap(Softcap { x, len, cap })).map(drop)
+        }
+        "top_k" => {
+            let (logits, route, experts, used) = (k.address(), k.address(), k.u32(), k.u32());
+            let (logits, route) = (k.buf(logits, experts), k.buf(route, 2 * used));
+            k.compute(Op::TopK(TopK { logits, route, experts, used })).map(drop)
+        }
+        "expert_matvec" => k.expert_matvec(weights, node.grid[0]),
+        "expert_gate_up" => k.expert_gate_up(weights, node.grid[0]),
+        "expert_sum" => {
+            let (out, x, route) = (k.address(), k.address(), k.address());
+            let (used, len) = (k.u32(), k.u32());
+            let (out, x, route) = (k.buf(out, len), k.buf(x, used * len), k.buf(route, 2 * used));
+            k.compute(Op::ExpertSum(ExpertSum { out, x, route, used, len })).map(drop)
+        }
+        "head_rope" => k.head_rope(node.grid[0], kv_type(&name)),
         "add" => {
             let (out, x, len) = (k.address(), k.address(), k.u32());
             let (out, x) = (k.buf(out, len), k.buf(x, len));
@@ -157,7 +196,7 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         "gate_up" => {
             let (mut norm, dim) = k.norm()?;
             let (wg, wu, bg, bu) = (k.address(), k.address(), k.address(), k.address());
-            let (out, rows, columns) = (k.address(), k.u32(), k.u32());
+            let (out, rows, columns, is_gelu) = (k.address(), k.u32(), k.u32(), k.u32());
             let x = norm.x;
             norm.x = k.sized(x, columns);
             norm.gain = k.vector(dim, columns)?;
@@ -166,8 +205,8 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let gate = k.product(wg, bg, weights, (rows, columns), norm.out, gate)?;
             let up = k.product(wu, bu, weights, (rows, columns), norm.out, up)?;
             let out = k.buf(out, rows);
-            let act =
-                Glu { gate: gate.out, up: up.out, out, len: rows, activation: Activation::Silu };
+            let activation = if is_gelu != 0 { Activation::GeluTanh } else { Activation::Silu };
+            let act = Glu { gate: gate.out, up: up.out, out, len: rows, activation };
             k.compute(Op::GateUp(GateUp { norm, gate, up, act })).map(drop)
         }
         "lm_head" => {
@@ -208,7 +247,15 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
 
 /// The op and the weight formats that a kernel's name says.
 fn split(name: &str) -> Option<(&str, Vec<QuantFormat>)> {
-    const OPS: [&str; 14] = [
+    const OPS: [&str; 22] = [
+        "expert_gate_up",
+        "norm_add",
+        "softcap",
+        "top_k",
+        "expert_matvec",
+        "expert_sum",
+        "head_rope",
+        "geglu",
         "rms_norm",
         "add",
         "swiglu",
@@ -260,11 +307,31 @@ impl Kernel<'_> {
         let (freqs, q, keys, values) = (k.address(), k.address(), k.address(), k.address());
         let (q_rows, kv_rows, columns) = (k.u32(), k.u32(), k.u32());
         let (head_dim, pairs, halves, magnitude) = (k.u32(), k.u32(), k.u32(), k.f32());
-        let (capacity, cache_f32) = (k.u32(), k.u32());
+        let (capacity, cache_f32, at) = (k.u32(), k.u32(), k.address());
         let x = norm.x;
         norm.x = k.sized(x, columns);
         norm.gain = k.vector(gain, columns)?;
         norm.out = k.inner(columns);
+        if freqs == 0 {
+            // Nothing rotates, and the caches are vectors: of one position, which is 0.
+            let plain = (pairs, halves, capacity, cache_f32) == (0, 0, 1, 1) && head_dim % 2 == 0;
+            if !plain || k.s.read(at, 32)?.iter().any(|b| *b != 0) {
+                return Err(code::LAUNCH_FAILED);
+            }
+            let [key, value] = [keys, values].map(|address| k.buf(address, kv_rows));
+            let outs = [k.buf(q, q_rows), key, value];
+            let mut mats = Vec::new();
+            for (i, format) in [format, format, value_format].into_iter().enumerate() {
+                let size = (if i == 0 { q_rows } else { kv_rows }, columns);
+                mats.push(k.product(matrices[i], biases[i], format, size, norm.out, outs[i])?);
+            }
+            let [q, k_mat, v]: [MatVec; 3] = mats.try_into().map_err(|_| code::NOT_FOUND)?;
+            let op = NormQkv { norm, q, k: k_mat, v };
+            return self.compute(Op::NormQkv(Box::new(op))).map(drop);
+        }
+        if at != k.args[0] {
+            return Err(code::LAUNCH_FAILED);
+        }
         let order = match halves {
             0 => RowOrder::Natural,
             _ => RowOrder::PairHalves { head_dim: head_dim as usize, rotary: 2 * pairs as usize },
@@ -294,6 +361,74 @@ impl Kernel<'_> {
         let [q, k_mat, v]: [MatVec; 3] = mats.try_into().map_err(|_| code::NOT_FOUND)?;
         let op = Qkv { norm, q, k: k_mat, v, rope_q, rope_k, append };
         self.compute(Op::Qkv(Box::new(op))).map(drop)
+    }
+}
+
+impl Kernel<'_> {
+    fn head_rope(mut self, grid: u32, kind: KvType) -> Result<(), u32> {
+        let k = &mut self;
+        let from = [k.address(), k.address(), k.address()];
+        let (gains, eps) = ([k.address(), k.address()], k.f32());
+        let (freqs, out, keys, values) = (k.address(), k.address(), k.address(), k.address());
+        let (heads, head_dim, pairs, halves) = (k.u32(), k.u32(), k.u32(), k.u32());
+        let (magnitude, capacity, kv_heads) = (k.f32(), k.u32(), grid - heads);
+        let cache = k.cache([keys, values], kv_heads, head_dim, capacity, kind);
+        let kv_rows = kv_heads * head_dim;
+        let [q, key] = [k.buf(from[0], heads * head_dim), k.buf(from[1], kv_rows)];
+        let v = k.buf(from[2], kv_rows);
+        let (out, normed) = (k.buf(out, heads * head_dim), k.inner(kv_rows));
+        let [q_gain, k_gain] = [k.vector(gains[0], head_dim)?, k.vector(gains[1], head_dim)?];
+        let (freqs, pairing) = (k.vector(freqs, pairs)?, k.pairing(halves));
+        let norm = |x, gain, out, rows| RmsNorm { x, gain, out, rows, eps };
+        let rope = |x, heads| Rope { x, heads, head_dim, freqs, pairing, magnitude };
+        let op = HeadRope {
+            q_norm: norm(q, q_gain, out, heads),
+            k_norm: norm(key, k_gain, normed, kv_heads),
+            rope_q: rope(out, heads),
+            rope_k: rope(normed, kv_heads),
+            append: KvAppend { k: normed, v, cache },
+        };
+        self.compute(Op::HeadRope(Box::new(op))).map(drop)
+    }
+
+    /// Experts up to the last that `route` chooses: only what is chosen must be there.
+    fn experts(&self, route: u64, used: u32) -> Result<u32, u32> {
+        let chosen = self.s.read(route, 4 * used as usize)?.as_chunks::<4>().0;
+        let last = chosen.iter().map(|e| f32::from_le_bytes(*e) as u32).max();
+        Ok(last.ok_or(code::LAUNCH_FAILED)? + 1)
+    }
+
+    fn expert_gate_up(mut self, format: QuantFormat, grid: u32) -> Result<(), u32> {
+        let k = &mut self;
+        let (x, route, matrices, out) =
+            (k.address(), k.address(), [k.address(), k.address()], k.address());
+        let (rows, columns, each, is_gelu) = (k.u32(), k.u32(), k.u32(), k.u32());
+        let used = grid / each;
+        let (experts, len) = (k.experts(route, used)?, used * rows);
+        let (x, route, own_input) = (k.buf(x, columns), k.buf(route, 2 * used), false);
+        let mut product = |w| {
+            let weight = k.matrix(w, format, experts * rows, columns, RowOrder::Natural)?;
+            let out = k.inner(len);
+            Ok::<_, u32>(ExpertMatVec { x, own_input, route, weight, experts, used, out })
+        };
+        let (gate, up) = (product(matrices[0])?, product(matrices[1])?);
+        let activation = if is_gelu != 0 { Activation::GeluTanh } else { Activation::Silu };
+        let act = Glu { gate: gate.out, up: up.out, out: k.buf(out, len), len, activation };
+        self.compute(Op::ExpertGateUp(Box::new(ExpertGateUp { gate, up, act }))).map(drop)
+    }
+
+    fn expert_matvec(mut self, format: QuantFormat, grid: u32) -> Result<(), u32> {
+        let k = &mut self;
+        let (x, route, w, out) = (k.address(), k.address(), k.address(), k.address());
+        let (rows, columns, stride, each) = (k.u32(), k.u32(), k.u32(), k.u32());
+        let used = grid / each;
+        let experts = k.experts(route, used)?;
+        let weight = k.matrix(w, format, experts * rows, columns, RowOrder::Natural)?;
+        let own_input = stride != 0;
+        let x = k.buf(x, if own_input { used * columns } else { columns });
+        let (route, out) = (k.buf(route, 2 * used), k.buf(out, used * rows));
+        let op = ExpertMatVec { x, own_input, route, weight, experts, used, out };
+        self.compute(Op::ExpertMatVec(op)).map(drop)
     }
 }
 

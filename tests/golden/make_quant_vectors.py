@@ -25,10 +25,12 @@ from gguf.quants import dequantize
 HERE = pathlib.Path(__file__).parent
 BLOCKS, CHUNK = 1_000_000, 20_000
 SPECIAL = [0x0000, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0x7C01, 0x0001, 0x83FF, 0x7BFF, 0x3C00]
+# The same of bfloat16, which are the upper halves of those of f32.
+WIDE = [0x0000, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x0001, 0x807F, 0x7F7F, 0x3F80]
 
-# Type, where its f16 fields stand in a block, blocks in quant_vectors.bin.
+# Type, where its fields of two bytes stand in a block, blocks in quant_vectors.bin.
 TYPES = [
-    ("F32", [], 64),
+    ("F32", [2], 64),
     ("F16", [0], 64),
     ("BF16", [0], 64),
     ("Q4_0", [0], 64),
@@ -75,8 +77,12 @@ def main():
         for i in range(2 * len(SPECIAL)):
             for which, at in enumerate(halves):
                 # Second round: another special in the second field.
-                special = SPECIAL[(i + which * (3 * (i // len(SPECIAL)) + 1)) % len(SPECIAL)]
+                specials = WIDE if name in ("F32", "BF16") else SPECIAL
+                special = specials[(i + which * (3 * (i // len(SPECIAL)) + 1)) % len(SPECIAL)]
                 blocks[i, at : at + 2] = np.frombuffer(struct.pack("<H", special), np.uint8)
+            if name == "F32" and i >= len(SPECIAL):
+                # Exactly zero, infinite, the smallest; the first round has other low bits.
+                blocks[i, :2] = [1, 0] if special & 0x7FFF == 1 else [0, 0]
         if name == "MXFP4":
             blocks[:, 0] = np.arange(count)
         vectors += struct.pack("<II", kind, count) + blocks.tobytes() + values(blocks, kind)

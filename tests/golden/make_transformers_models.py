@@ -6,11 +6,12 @@ A folder holds config.json, the weights as `save_pretrained` writes them, tokens
 logits.bin (float32, little-endian, [positions, vocab]). Weights are rounded to the stored type
 before the logits are computed, so that both sides read the same numbers.
 
-Run: python3 make_transformers_models.py   (needs torch, transformers; made with 5.23.0)
+Run: python3 make_transformers_models.py [NAME …]   (needs torch, transformers; made with 5.23.0)
 """
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers as t
@@ -24,6 +25,7 @@ COMMON = dict(
 )
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0,
               high_freq_factor=4.0, original_max_position_embeddings=32)
+LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=4.0)
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
 
 
@@ -37,6 +39,7 @@ def longrope(pairs):
 MODELS = {
     # Scaled embedding angles beyond the original 32 positions; two shards.
     "llama": (lambda: t.LlamaConfig(**COMMON, rope_parameters=LLAMA3), torch.float32, "40KB"),
+    "llama-linear": (lambda: t.LlamaConfig(**COMMON, rope_parameters=LINEAR), torch.bfloat16, "1GB"),
     "llama-yarn": (lambda: t.LlamaConfig(**COMMON, rope_parameters=YARN), torch.bfloat16, "1GB"),
     # Heads that are wider than hidden_size / heads, biases in every projection, tied embeddings.
     "llama-biases": (
@@ -45,6 +48,8 @@ MODELS = {
     "qwen2": (lambda: t.Qwen2Config(**COMMON), torch.bfloat16, "1GB"),
     "mistral": (lambda: t.MistralConfig(**COMMON, head_dim=8, sliding_window=None),
                 torch.float16, "1GB"),
+    "mistral-window": (lambda: t.MistralConfig(**COMMON, head_dim=16, sliding_window=16),
+                       torch.bfloat16, "1GB"),
     "qwen3": (lambda: t.Qwen3Config(**COMMON, head_dim=32), torch.bfloat16, "1GB"),
     "gemma2": (lambda: t.Gemma2Config(**COMMON, head_dim=16, query_pre_attn_scalar=16,
                                       sliding_window=16), torch.bfloat16, "1GB"),
@@ -77,8 +82,9 @@ def randomise(model, dtype):
 
 def main():
     torch.set_num_threads(1)
-    shutil.rmtree(OUT, ignore_errors=True)
-    for name, (config, dtype, shard) in MODELS.items():
+    for name in sys.argv[1:] or MODELS:
+        config, dtype, shard = MODELS[name]
+        shutil.rmtree(OUT / name, ignore_errors=True)
         config = config()
         model = t.AutoModelForCausalLM.from_config(config).float().eval()
         randomise(model, dtype)

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
         // The answer to what was asked, not a failure to give it.
         Err(error @ (Error::Unsupported { .. } | Error::InvalidModel { .. })) => {
             let _ = writeln!(out, "supported    no: {}", one_line(&error.to_string()));
+            blocks(&mut out, &found);
         }
         Err(other) => return Err(other),
     }
@@ -95,6 +96,25 @@ fn list(out: &mut String, verbose: bool, found: &Inspection) {
     }
     let sum = read.values().fold(0u64, |sum, n| sum.saturating_add(*n));
     let _ = writeln!(out, "read a token {sum} bytes of weights");
+}
+
+/// Everything that is told from types and architecture alone: the error above is the first of them.
+fn blocks(out: &mut String, found: &Inspection) {
+    // A folder's architecture is a `model_type`, of which the error has the list.
+    let named = found.container.starts_with("GGUF").then(|| found.architecture()).flatten();
+    if let Some(name) = named.filter(|name| !arch::SUPPORTED.contains(name)) {
+        let known = arch::SUPPORTED.join(", ");
+        let name = one_line(name);
+        let _ = writeln!(out, "blocked by   architecture {name}; supported are {known}");
+    }
+    let mut types: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for t in found.tensors.iter().filter(|t| t.format.is_none()) {
+        types.entry(&t.type_name).or_insert((0, &t.name)).0 += 1;
+    }
+    for (kind, (count, first)) in types {
+        let first = one_line(first);
+        let _ = writeln!(out, "blocked by   type {kind} of {count} tensors, the first is {first}");
+    }
 }
 
 /// What a model that is served does for a token.

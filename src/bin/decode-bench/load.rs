@@ -126,6 +126,11 @@ pub(crate) fn options(
     })
 }
 
+/// The backend of a session, by what the session calls it.
+pub(crate) fn named_backend(name: &str) -> BackendChoice {
+    if name == "cuda" { BackendChoice::Cuda } else { BackendChoice::Cpu }
+}
+
 fn kv_type(args: &EngineArgs) -> Result<Option<KvType>> {
     match (args.cache_type_k, args.cache_type_v) {
         (Some(k), Some(v)) if k != v => Err(Error::Usage(
