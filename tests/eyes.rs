@@ -41,6 +41,7 @@ fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
         backend: BackendChoice::Cuda,
         capacity: 64,
         trace,
+        persistent: false,
         ..SessionOptions::default()
     };
     DecodeSession::new(model, &options, &mut |_, _| {}).unwrap()
@@ -145,6 +146,7 @@ fn departure(plant: Option<Plant>, bound: f64) -> Option<Departure> {
         backend,
         capacity: 64,
         kv: Some(KvType::F16),
+        persistent: false,
         ..SessionOptions::default()
     };
     let [mut device, mut reference] = [BackendChoice::Cuda, BackendChoice::Cpu]

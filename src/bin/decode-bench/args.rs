@@ -85,9 +85,9 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
-    /// The whole token in one persistent kernel instead of a chain of kernels (compute 9.0; on trial)
+    /// A kernel a step, instead of the whole token in one persistent kernel (compute 9.0 and later)
     #[arg(long)]
-    pub(crate) persistent: bool,
+    pub(crate) chain: bool,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }
