@@ -67,8 +67,10 @@ fn plan(checkpoint: &Checkpoint, capacity: u32, fused: bool) -> DecodePlan {
     if fused { fuse::fuse(&plain) } else { plain }
 }
 
-fn cuda(capacity: u32) -> SessionOptions {
-    SessionOptions { backend: BackendChoice::Cuda, capacity, ..SessionOptions::default() }
+/// Sessions of a kernel a step, or of the persistent kernel.
+fn cuda(capacity: u32, persistent: bool) -> SessionOptions {
+    let backend = BackendChoice::Cuda;
+    SessionOptions { backend, capacity, persistent, ..SessionOptions::default() }
 }
 
 /// Runs from position 0 to the end of the cache.
@@ -166,21 +168,33 @@ fn such_steps_of_the_persistent_kernel_write_nothing() {
     out_of_range(&[(true, true)]);
 }
 
-#[test]
-fn a_thousand_sessions_leave_no_memory_behind() {
+fn a_thousand_sessions(persistent: bool) {
     let Some((context, _)) = device() else { return };
     let free = || context.memory().unwrap().0;
-    let model = model(QuantFormat::Q8_0);
-    let (_, few) = build_and_destroy(&model, &cuda(64), 10, &free).unwrap();
+    let (model, options) = (model(QuantFormat::Q8_0), cuda(64, persistent));
+    let (_, few) = build_and_destroy(&model, &options, 10, &free).unwrap();
     assert!(
         few < Duration::from_secs(5),
-        "10 sessions take {few:?}: does the driver keep what it \
-            compiles (CUDA_CACHE_DISABLE, CUDA_CACHE_PATH, ~/.nv/ComputeCache)?"
+        "10 sessions take {few:?}: does the driver keep what it compiles (CUDA_CACHE_DISABLE, \
+         CUDA_CACHE_PATH, ~/.nv/ComputeCache)?"
     );
-    let (drift, time) = build_and_destroy(&model, &cuda(64), 1000, &free).unwrap();
+    let (drift, time) = build_and_destroy(&model, &options, 1000, &free).unwrap();
     let (device, host) = (drift.device(), drift.host());
-    println!("trust | 1000 sessions | drift {device} B of the device, {host} B resident, {time:?}");
+    println!(
+        "trust | 1000 sessions, persistent {persistent} | drift {device} B of the device, \
+         {host} B resident, {time:?}"
+    );
     assert!(device <= DEVICE_DRIFT, "{device} bytes");
+}
+
+#[test]
+fn a_thousand_sessions_leave_no_memory_behind() {
+    a_thousand_sessions(false);
+}
+
+#[test]
+fn a_thousand_sessions_of_the_persistent_kernel_leave_no_memory_behind() {
+    a_thousand_sessions(true);
 }
 
 /// 61 fills of 4,200 positions: 256,200 tokens.
@@ -190,7 +204,7 @@ fn long_run(persistent: bool) {
     // Drawn, so that the tokens do not run in a circle.
     let drawn = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 7 };
     let sampling = (!persistent).then_some(drawn);
-    let options = SessionOptions { sampling, persistent, red_zones: true, ..cuda(4200) };
+    let options = SessionOptions { sampling, red_zones: true, ..cuda(4200, persistent) };
     let soak = soak(&synthetic("tiny:q4_k_m"), &options, 61, &free).unwrap();
     let (device, host) = (soak.drift.device(), soak.drift.host());
     println!(
@@ -212,15 +226,26 @@ fn a_quarter_of_a_million_tokens_of_the_persistent_kernel_do_too() {
     long_run(true);
 }
 
-#[test]
-fn a_hundred_runs_have_one_hash() {
+fn a_hundred_runs(persistent: bool) {
     let Some(_device) = device() else { return };
     for (name, checkpoint) in
         [("tiny:q4_k_m", synthetic("tiny:q4_k_m")), ("q8_0", model(QuantFormat::Q8_0))]
     {
-        let hash = one_hash(&checkpoint, &cuda(256), 100).unwrap();
-        println!("trust | 100 runs, graph and eager | {name}: one hash, {hash:016x}");
+        let hash = one_hash(&checkpoint, &cuda(256, persistent), 100).unwrap();
+        println!(
+            "trust | 100 runs, graph and eager, persistent {persistent} | {name}: {hash:016x} each"
+        );
     }
+}
+
+#[test]
+fn a_hundred_runs_have_one_hash() {
+    a_hundred_runs(false);
+}
+
+#[test]
+fn a_hundred_runs_of_the_persistent_kernel_have_one_hash() {
+    a_hundred_runs(true);
 }
 
 // ------------------------------------------------------------------------------ twins of kernels

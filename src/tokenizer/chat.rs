@@ -7,11 +7,13 @@
 //! holds another one twice, which holds another one twice, and so on: to print or to compare it is
 //! one instruction. So the template runs on a thread of its own, and is given up when it takes
 //! longer than [`MOST_TIME`], or the process more memory than [`MOST_MEMORY`]. The stack of that
-//! thread fits the deepest value that the budget can make.
+//! thread fits the deepest value that the budget can make; no value may hold itself (`cycles`).
 //!
 //! Language and variables are those of `apply_chat_template` of the `transformers` project:
 //! `trim_blocks` and `lstrip_blocks`, methods of Python's types, `messages`, `tools` and `documents`
 //! (none), `bos_token`, `eos_token`, `add_generation_prompt`.
+
+mod cycles;
 
 use crate::error::{Defect, Error, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -161,6 +163,7 @@ fn render(
     engine.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     engine.set_unknown_method_callback(method);
     engine.add_filter("tojson", tojson);
+    cycles::add_check(&mut engine);
     let said = Arc::clone(refusal);
     engine.add_function("raise_exception", move |words: String| -> Result<Value, _> {
         let short = words.chars().take(400).collect();
@@ -182,7 +185,7 @@ fn render(
         eos_token => chat.eos,
         add_generation_prompt => chat.add_generation_prompt,
     };
-    let text = engine.template_from_str(template)?.render(variables)?;
+    let text = engine.template_from_str(&cycles::checked(template))?.render(variables)?;
     let most = bytes.saturating_mul(8).saturating_add(BASE_OUTPUT);
     if text.len() > most {
         let why = format!("{} bytes of text, at most {most} are taken", text.len());

@@ -189,3 +189,37 @@ fn python_methods_and_json_are_those_of_python() {
     assert_eq!(strftime("%Y-%m-%d", 0).unwrap(), "1970-01-01");
     assert_eq!(strftime("%Y", u64::MAX).unwrap().len(), 12);
 }
+
+#[test]
+fn no_value_holds_itself() {
+    for way in [
+        "{% set ns.n = ns %}{{ ns }}",
+        "{%-\n set\tns . n=ns-%}{{ ns.n }}",
+        "{%+ set ns.n = [1, {'a': (ns, 2)}] +%}{{ ns == ns }}",
+        "{% set all = [ns] %}{% set ns.n = all %}{{ all ~ '' }}",
+        "{% set ns.a, ns.b = 1, ns %}{{ ns | string }}",
+        "{% set (ns.a) = ns %}{{ ns }}",
+        "{% set ns.n | default(ns, true) %}{% endset %}{{ ns }}",
+        "{% set other = namespace(inner=ns) %}{% set ns.n = other %}{{ other }}",
+        "{% macro put(x) %}{% set ns.n = x %}{% endmacro %}{{ put(ns) }}{{ ns }}",
+        "{# {% set a.b = ' #}{% set ns.n = ns %}{{ ns }}{# ' %} #}",
+        "{{ '{% set a.b = ' }}{% set ns.n = '%}' and ns %}{{ ns }}",
+        "{% for m in messages %}{% set ns.n = messages | map('default') | list + [ns] %}{% endfor %}{{ ns }}",
+    ] {
+        let error = try_render(
+            &format!("{{% set ns = namespace(n=0) %}}{way}"),
+            &[Message::new("user", "Hi")],
+        );
+        let said = error.expect_err(way).to_string();
+        let known = said.contains("may not hold a namespace") || said.contains("syntax error");
+        assert!(known, "{way}: {said}");
+    }
+    let kept =
+        "{% set ns = namespace(n=0, t='') %}{% for m in messages %}{% set ns.n = ns.n + 1 -%}
+        {% set ns.t = ns.t ~ \"%}'\" if loop.first else ns.t %}{% endfor -%}
+        {% set ns.a, ns.b = 1, [2, {'c': m}] -%}
+        {% set ns.text %}<{{ ns.n }}>{% endset -%}
+        {% set ns.up | upper %}x{% endset -%}
+        {{ ns.n }} {{ ns.t }} {{ ns.a }} {{ ns.b[0] }} {{ ns.text }} {{ ns.up }}";
+    assert_eq!(talk(kept).trim(), "4 %}' 1 2 <4> X");
+}
