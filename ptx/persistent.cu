@@ -16,7 +16,7 @@ using namespace persistent;
 // [steps][gridDim.x][8] (persistent/product.cuh, Point).
 extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     decode_step(StepState* state, const Instruction* program, uint32_t first, uint32_t last, uint32_t steps,
-                uint32_t ring_bytes, uint32_t record_bytes, uint32_t* trace) {
+                uint32_t chunk_bytes, uint32_t record_bytes, uint32_t* trace) {
 #if __CUDA_ARCH__ >= 900
     open(board());
     const uint4 head = load_step(state);
@@ -24,12 +24,12 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     if (threadIdx.x < WARPS) board().buffer[threadIdx.x] = board().turn[threadIdx.x] = board().step[threadIdx.x] = 0;
     if (threadIdx.x < THREADS) board().best[threadIdx.x] = no_candidate();
     if (threadIdx.x == 0)
-        board().launch = Parameters{state, program, first, last, steps, ring_bytes, record_bytes, trace};
+        board().launch = Parameters{state, program, first, last, steps, chunk_bytes, record_bytes, trace};
     if (threadIdx.x == 0) board().token = head.x, board().position = head.y, board().epoch = state->steps;
     __syncthreads();
 
     if (active && threadIdx.x >= THREADS) {
-        if (threadIdx.x == THREADS) Producer(board(), ring(), ring_bytes).run(program, first, last, head.y);
+        if (threadIdx.x == THREADS) Producer(board(), ring(), chunk_bytes).run(program, first, last, head.y);
         __syncwarp();
     } else if (active) {
         Block block;

@@ -108,6 +108,10 @@ pub(crate) trait Engine {
     fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)>;
     /// Readings of the clock in the last step, `[steps][blocks][8]`; empty where none are kept.
     fn trace(&mut self) -> Result<Vec<u32>>;
+    /// Fills the workspace with `byte` between two steps: no result may depend on it.
+    fn poison(&mut self, byte: u8) -> Result<()>;
+    /// An error where a kernel wrote outside its buffers, if the engine was made to look for it.
+    fn check_red_zones(&mut self) -> Result<()>;
     /// Debug lines go to `out` from here on; the log until then.
     fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }

@@ -6,7 +6,7 @@ use crate::engine::{
     CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row, stream,
 };
 use crate::error::{Defect, Error, Result};
-use crate::ops::{HostMemory, HostState, HostWeight, Summary};
+use crate::ops::{Buf, HostMemory, HostState, HostWeight, Summary};
 use crate::plan::{DecodePlan, WeightSpec};
 use rayon::prelude::*;
 use std::fmt::Write as _;
@@ -237,6 +237,18 @@ impl Engine for CpuEngine {
 
     fn trace(&mut self) -> Result<Vec<u32>> {
         Ok(Vec::new())
+    }
+
+    fn poison(&mut self, byte: u8) -> Result<()> {
+        for buf in (0..self.plan.buffers.len()).map(|i| Buf(i as u32)) {
+            self.memory.buf_mut(buf).fill(f32::from_bits(u32::from_ne_bytes([byte; 4])));
+        }
+        Ok(())
+    }
+
+    /// A reference that reached outside its buffers would have panicked.
+    fn check_red_zones(&mut self) -> Result<()> {
+        Ok(())
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

@@ -49,6 +49,9 @@ pub struct SessionOptions {
     pub persistent: bool,
     /// On CUDA, the persistent kernel keeps readings of the clock.
     pub trace: bool,
+    /// On CUDA, buffers and caches lie between bytes that no kernel may touch: for
+    /// [`DecodeSession::check_red_zones`].
+    pub red_zones: bool,
 }
 
 impl Default for SessionOptions {
@@ -64,6 +67,7 @@ impl Default for SessionOptions {
             debug: DebugLevel::default(),
             persistent: false,
             trace: false,
+            red_zones: false,
         }
     }
 }
@@ -343,6 +347,27 @@ impl DecodeSession {
         self.engine.trace()
     }
 
+    /// Fills the workspace with `byte` between two steps: no result depends on it, but for the
+    /// logits of the last step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn poison(&mut self, byte: u8) -> Result<()> {
+        self.has_logits = false;
+        self.engine.poison(byte)
+    }
+
+    /// Looks whether a kernel has written outside its buffers; finds nothing without
+    /// [`SessionOptions::red_zones`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Verification`] with the buffer and byte; [`Error::Driver`].
+    pub fn check_red_zones(&mut self) -> Result<()> {
+        self.engine.check_red_zones()
+    }
+
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
     ///
     /// # Errors
@@ -387,8 +412,8 @@ fn cuda(
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F16)?;
     let (device, mode, debug) = (options.device, options.mode, options.debug);
-    let (persistent, trace) = (options.persistent, options.trace);
-    let options = CudaOptions { device, mode, debug, persistent, trace };
+    let SessionOptions { persistent, trace, red_zones, .. } = *options;
+    let options = CudaOptions { device, mode, debug, persistent, trace, red_zones };
     let engine = CudaEngine::new(checkpoint, &plan, options, progress)?;
     Ok((plan, Box::new(engine)))
 }

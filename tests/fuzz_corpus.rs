@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 
 type Target = fn(&[u8]) -> bool;
 
-const TARGETS: [(&str, Target); 3] = [
+const TARGETS: [(&str, Target); 5] = [
     ("gguf", targets::gguf),
+    ("safetensors", targets::safetensors),
+    ("chat_template", targets::chat_template),
     ("tokenizer", targets::tokenizer),
     ("result_json", targets::result_json),
 ];
@@ -167,8 +169,8 @@ fn twenty_million_executions_of_the_gguf_target() {
 }
 
 #[test]
-#[ignore = "10 minutes: the other targets"]
-fn ten_minutes_of_the_other_targets() {
+#[ignore = "20 minutes: the other targets"]
+fn twenty_minutes_of_the_other_targets() {
     for (name, target) in &TARGETS[1..] {
         let tally = campaign(name, *target, 0xD1CE, u64::MAX, Duration::from_secs(5 * 60));
         println!("{name}, the end: {tally:?}, 0 crashes");
@@ -243,6 +245,55 @@ fn write_the_corpus_of_models() {
         ("keys_without_tensors", gpt2(model("llama")).bytes()),
         ("one_tensor_of_blocks", Gguf::default().tensor("t", &[256], 12, &[7; 144]).bytes()),
         ("cut_in_the_data", minimal().bytes()[..600].to_vec()),
+    ] {
+        std::fs::write(folder.join(name), bytes).unwrap();
+    }
+}
+
+/// Writes the seeds that are files of safetensors.
+#[test]
+#[ignore = "writes fuzz/corpus/safetensors"]
+fn write_the_corpus_of_safetensors() {
+    use safetensors::tensor::{Dtype, TensorView, serialize};
+    const BYTES: [u8; 64] = [0x3C; 64];
+    let model = |dtype: Dtype, size: usize| {
+        let layer = |part: &str| format!("model.layers.0.{part}.weight");
+        let tensors = [
+            ("model.embed_tokens.weight".to_owned(), vec![3, 4]),
+            ("model.norm.weight".to_owned(), vec![4]),
+            (layer("input_layernorm"), vec![4]),
+            (layer("post_attention_layernorm"), vec![4]),
+            (layer("self_attn.q_proj"), vec![4, 4]),
+            (layer("self_attn.k_proj"), vec![2, 4]),
+            (layer("self_attn.v_proj"), vec![2, 4]),
+            (layer("self_attn.o_proj"), vec![4, 4]),
+            (layer("mlp.gate_proj"), vec![4, 4]),
+            (layer("mlp.up_proj"), vec![4, 4]),
+            (layer("mlp.down_proj"), vec![4, 4]),
+        ];
+        let views = tensors.map(|(name, shape)| {
+            let bytes = size * shape.iter().product::<usize>();
+            (name, TensorView::new(dtype, shape, &BYTES[..bytes]).unwrap())
+        });
+        serialize(views, None).unwrap()
+    };
+    let whole = model(Dtype::F32, 4);
+    let header = |json: &str| [&(json.len() as u64).to_le_bytes()[..], json.as_bytes()].concat();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/safetensors");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, bytes) in [
+        ("whole_model_f32", whole.clone()),
+        ("whole_model_bf16", model(Dtype::BF16, 2)),
+        ("cut_in_the_data", whole[..whole.len() - 5].to_vec()),
+        ("empty_object", header("{}")),
+        ("metadata_alone", header(r#"{"__metadata__":{"format":"pt"}}"#)),
+        (
+            "overlap",
+            header(concat!(
+                r#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"#,
+                r#""b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#
+            )),
+        ),
     ] {
         std::fs::write(folder.join(name), bytes).unwrap();
     }

@@ -186,7 +186,8 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
     for format in QuantFormat::ALL {
         let case = Case::new(format);
         // A kernel a step: those of the format's own modules.
-        let options = CudaOptions { mode: Mode::Graph, ..CudaOptions::default() };
+        // Between red zones: no kernel may write outside its buffers.
+        let options = CudaOptions { mode: Mode::Graph, red_zones: true, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,
@@ -202,6 +203,7 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
             engine.run(1, &mut |_| ControlFlow::Continue(())).unwrap();
             wrong.extend(case.check(token, |buf| engine.buffer(buf).unwrap()));
         }
+        engine.check_red_zones().unwrap();
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }

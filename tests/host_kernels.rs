@@ -5,7 +5,8 @@
 //! orders, of blocks that run at the same time, or of what only the device's compiler does.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-#![allow(unsafe_code, reason = "calls a library that was just compiled")]
+
+mod host_shim;
 
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::{
@@ -13,71 +14,29 @@ use decode_graph::ops::{
     KvType, Op, Pairing, RmsNorm, Rope, Vector, WeightId,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
-use libloading::{Library, Symbol};
-use std::ffi::c_void;
+use host_shim::Kernels;
 use std::path::Path;
-use std::process::Command;
 
-/// Replaces the inline PTX of a source by what it does on one thread of a host. PTX that is not known
-/// here stays, and does not compile.
-fn without_ptx(source: &str) -> String {
-    const KNOWN: [(&str, &str); 3] = [
-        ("fence.acq_rel.gpu", ""),
-        ("%%globaltimer", "t = shim::clock()"),
-        ("cvt.rn.f16.f32", "at->bits = shim::half(v)"),
-    ];
-    let mut out = String::new();
-    let mut rest = source;
-    while let Some(at) = rest.find("asm volatile(") {
-        let end = at + rest[at..].find(");").unwrap();
-        let known = KNOWN.iter().find(|(ptx, _)| rest[at..end].contains(ptx));
-        out.push_str(&rest[..at]);
-        out.push_str(known.map_or(&rest[at..=end], |(_, host)| host));
-        rest = &rest[end + 1..];
-    }
-    out + rest
+fn compile(change: impl Fn(&str, String) -> String) -> Kernels {
+    Kernels::new(change)
 }
 
-/// Compiles `elementwise.cu` after `change` was made to each source.
-fn compile(change: impl Fn(String) -> String) -> Library {
-    let folder = tempfile::tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in ["common.cuh", "elementwise.cu"] {
-        let source = std::fs::read_to_string(root.join("ptx").join(name)).unwrap();
-        std::fs::write(folder.path().join(name), change(without_ptx(&source))).unwrap();
-    }
-    let library = folder.path().join("kernels.so");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC"])
-        .args(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-gnu-unique", "-I"])
-        .arg(folder.path())
-        .arg(root.join("tests/host_shim/elementwise.cpp"))
-        .arg("-o")
-        .arg(&library)
-        .output()
-        .expect("g++ compiles the kernels for the host: install it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // SAFETY: made just now from the sources of this repository.
-    unsafe { Library::new(&library) }.unwrap()
+/// Runs a kernel; parameters are addresses of buffers, or values.
+fn run(kernels: &Kernels, name: &str, grid: u32, block: u32, parameters: &mut [u64]) {
+    let code = kernels.run(name, (grid, block, 0), parameters);
+    assert_eq!(code, Some(0), "{name}: threads wait for one another in vain");
 }
 
-/// Runs a kernel; `parameters` point at buffers, or at values.
-fn run(kernels: &Library, name: &str, grid: u32, block: u32, parameters: &mut [*mut c_void]) {
-    type Run = unsafe extern "C" fn(u32, u32, *mut *mut c_void) -> i32;
-    let symbol = format!("run_{name}");
-    // SAFETY: `elementwise.cpp` defines it with this type.
-    let run: Symbol<'_, Run> = unsafe { kernels.get(symbol.as_bytes()) }.unwrap();
-    // SAFETY: as many parameters, of the kernel's types, as each test gives.
-    let code = unsafe { run(grid, block, parameters.as_mut_ptr()) };
-    assert_eq!(code, 0, "{name}: threads wait for one another in vain");
+fn at<T>(value: &mut T) -> u64 {
+    std::ptr::from_mut(value) as u64
 }
 
-fn at<T>(value: &mut T) -> *mut c_void {
-    std::ptr::from_mut(value).cast()
+fn list<T>(values: &mut [T]) -> u64 {
+    values.as_mut_ptr() as u64
 }
 
-fn list<T>(values: &mut [T]) -> *mut c_void {
-    values.as_mut_ptr().cast()
+fn word(value: u32) -> u64 {
+    u64::from(value)
 }
 
 fn noise(seed: u64, n: usize) -> Vec<f32> {
@@ -132,31 +91,37 @@ fn vector(len: usize) -> Vector {
 }
 
 /// How far the norm's kernel is from its reference, for a length that is no multiple of the block.
-fn error_of_rms_norm(kernels: &Library) -> f64 {
+fn error_of_rms_norm(kernels: &Kernels) -> f64 {
     let n = 2500;
     let (mut x, mut gain, mut out) = (noise(1, n), noise(2, n), vec![f32::NAN; n]);
-    let (mut dim, mut eps, mut state) = (n as u32, 1e-5f32, step());
+    let (dim, eps, mut state) = (n as u32, 1e-5f32, step());
     let (memory, bufs) = reference(&[&x, &out], &[gain.clone()], None, |b| {
         Op::RmsNorm(RmsNorm { x: b[0], gain: vector(n), out: b[1], rows: 1, eps: 1e-5 })
     });
-    let mut parameters =
-        [at(&mut state), list(&mut x), list(&mut gain), list(&mut out), at(&mut dim), at(&mut eps)];
+    let mut parameters = [
+        at(&mut state),
+        list(&mut x),
+        list(&mut gain),
+        list(&mut out),
+        word(dim),
+        word(eps.to_bits()),
+    ];
     run(kernels, "rms_norm", 1, 1024, &mut parameters);
     nmse(&out, memory.buf(bufs[1]))
 }
 
 #[test]
 fn element_wise_kernels_compute_what_their_references_compute() {
-    let kernels = compile(|source| source);
+    let kernels = compile(|_, source| source);
     let error = error_of_rms_norm(&kernels);
     assert!(error < 1e-12, "rms_norm: {error:e}");
 
     let n = 1000usize;
-    let (mut a, mut b, mut len) = (noise(3, n), noise(4, n), n as u32);
+    let (mut a, mut b, len) = (noise(3, n), noise(4, n), n as u32);
     let (memory, bufs) =
         reference(&[&a, &b], &[], None, |b| Op::Add(Add { out: b[0], x: b[1], len: n as u32 }));
     let mut state = step();
-    run(&kernels, "add", 4, 256, &mut [at(&mut state), list(&mut a), list(&mut b), at(&mut len)]);
+    run(&kernels, "add", 4, 256, &mut [at(&mut state), list(&mut a), list(&mut b), word(len)]);
     assert!(a == memory.buf(bufs[0]), "add");
 
     let mut out = vec![f32::NAN; n];
@@ -169,7 +134,7 @@ fn element_wise_kernels_compute_what_their_references_compute() {
             activation: Activation::Silu,
         })
     });
-    let mut parameters = [at(&mut state), list(&mut a), list(&mut b), list(&mut out), at(&mut len)];
+    let mut parameters = [at(&mut state), list(&mut a), list(&mut b), list(&mut out), word(len)];
     run(&kernels, "swiglu", 4, 256, &mut parameters);
     let error = nmse(&out, memory.buf(bufs[2]));
     assert!(error < 1e-12, "swiglu: {error:e}");
@@ -182,16 +147,16 @@ fn element_wise_kernels_compute_what_their_references_compute() {
             Op::Rope(Rope { x: b[0], heads: 3, head_dim: 40, freqs, pairing, magnitude: 1.25 })
         };
         let (memory, bufs) = reference(&[&x], &[freqs.clone()], None, rotated);
-        let (mut dim, mut pairs, mut magnitude) = (40u32, 12u32, 1.25f32);
-        let mut halves = u32::from(pairing == Pairing::Halves);
+        let (dim, pairs, magnitude) = (40u32, 12u32, 1.25f32);
+        let halves = u32::from(pairing == Pairing::Halves);
         let mut parameters = [
             at(&mut state),
             list(&mut x),
             list(&mut freqs),
-            at(&mut dim),
-            at(&mut pairs),
-            at(&mut halves),
-            at(&mut magnitude),
+            word(dim),
+            word(pairs),
+            word(halves),
+            word(magnitude.to_bits()),
         ];
         run(&kernels, "rope", 3, 32, &mut parameters);
         let error = nmse(&x, memory.buf(bufs[0]));
@@ -201,9 +166,9 @@ fn element_wise_kernels_compute_what_their_references_compute() {
 
 #[test]
 fn rows_are_appended_to_the_cache_where_the_reference_appends_them() {
-    let kernels = compile(|source| source);
+    let kernels = compile(|_, source| source);
     let (mut k, mut v) = (noise(7, 80), noise(8, 80));
-    let (mut dim, mut capacity, mut state) = (40u32, 8u32, step());
+    let (dim, capacity, mut state) = (40u32, 8u32, step());
     for kind in [KvType::F16, KvType::F32] {
         let cache = CacheRef { layer: 0, kv_heads: 2, head_dim: 40, capacity: 8, kind };
         let (memory, _) = reference(&[&k, &v], &[], Some(cache), |b| {
@@ -217,8 +182,8 @@ fn rows_are_appended_to_the_cache_where_the_reference_appends_them() {
             list(&mut v),
             list(&mut keys),
             list(&mut values),
-            at(&mut dim),
-            at(&mut capacity),
+            word(dim),
+            word(capacity),
         ];
         run(&kernels, &format!("kv_append_{}", kind.name()), 2, 64, &mut parameters);
         let f32s = |words: &[u32]| -> Vec<f32> {
@@ -235,11 +200,11 @@ fn rows_are_appended_to_the_cache_where_the_reference_appends_them() {
 }
 
 /// Token, position and status after a step over `logits`, and the ring's entry of it.
-fn argmax(kernels: &Library, logits: &mut [f32], state: StepState) -> (StepState, u64) {
+fn argmax(kernels: &Kernels, logits: &mut [f32], state: StepState) -> (StepState, u64) {
     let mut state = state;
     let (mut candidates, mut counters) = (vec![0.0f32; 2 * 8], vec![0u32; 4]);
     let (mut forced, mut ring) = (vec![NOT_FORCED; 8], vec![0u64; 2 * RING_SLOTS as usize]);
-    let mut vocab = logits.len() as u32;
+    let vocab = logits.len() as u32;
     let mut parameters = [
         at(&mut state),
         list(logits),
@@ -247,7 +212,7 @@ fn argmax(kernels: &Library, logits: &mut [f32], state: StepState) -> (StepState
         list(&mut counters),
         list(&mut forced),
         list(&mut ring),
-        at(&mut vocab),
+        word(vocab),
     ];
     run(kernels, "argmax", 8, 256, &mut parameters);
     assert_eq!(counters, [0; 4], "the counters are zero after the kernel");
@@ -256,7 +221,7 @@ fn argmax(kernels: &Library, logits: &mut [f32], state: StepState) -> (StepState
 
 #[test]
 fn the_chosen_token_and_the_advanced_step_are_those_of_the_reference() {
-    let kernels = compile(|source| source);
+    let kernels = compile(|_, source| source);
     for n in [1, 255, 20_003] {
         let mut logits = noise(n as u64, n);
         // The best logit twice: the lower index counts.
@@ -283,11 +248,11 @@ fn the_chosen_token_and_the_advanced_step_are_those_of_the_reference() {
 fn a_missing_barrier_and_a_wrong_lane_are_caught() {
     const BARRIER: &str = "    if (lane == 0) sums[warp] = v;\n    __syncthreads();\n";
     let unsynchronised =
-        compile(|source| source.replace(BARRIER, "    if (lane == 0) sums[warp] = v;\n"));
+        compile(|_, source| source.replace(BARRIER, "    if (lane == 0) sums[warp] = v;\n"));
     let error = error_of_rms_norm(&unsynchronised);
     assert!(error > 1e-6, "a missing barrier: {error:e}");
     const LANE: &str = "v += __shfl_xor_sync(~0u, v, o);";
-    let crossed = compile(|source| source.replace(LANE, "v += __shfl_xor_sync(~0u, v, o / 2);"));
+    let crossed = compile(|_, source| source.replace(LANE, "v += __shfl_xor_sync(~0u, v, o / 2);"));
     let error = error_of_rms_norm(&crossed);
     assert!(error > 1e-6, "a wrong lane: {error:e}");
     let source =

@@ -5,7 +5,7 @@ mod small_model;
 
 use decode_graph::arch::{self, PlanOptions};
 use decode_graph::ops::{Gpu, KvType, Op};
-use decode_graph::plan::{DecodePlan, WeightSpec, fuse};
+use decode_graph::plan::{DecodePlan, WeightSpec, WorkspaceLayout, fuse};
 use decode_graph::quant::{QuantFormat, RowOrder};
 use small_model::{Key, SmallModel};
 
@@ -152,6 +152,24 @@ fn live_buffers_never_share_memory_and_a_planted_overlap_is_seen() {
             let q = plan.buffers.iter().position(|b| b.name == "q").unwrap();
             placed[q].offset = placed[0].offset;
             assert!(overlaps(&plan, &placed).contains(&("residual".to_owned(), "q".to_owned())));
+        }
+    }
+}
+
+#[test]
+fn buffers_laid_apart_share_nothing_and_have_a_zone_on_every_side() {
+    const ZONE: usize = 4096;
+    for plain in
+        [QuantFormat::Q8_0, QuantFormat::F16].map(|f| plan_of(&SmallModel::new("llama", f)))
+    {
+        for plan in [fuse::fuse(&plain), plain] {
+            let layout = WorkspaceLayout::apart(&plan, ZONE);
+            let mut placed: Vec<_> = layout.placements().iter().filter(|p| p.bytes > 0).collect();
+            placed.sort_by_key(|p| p.offset);
+            assert!(placed.iter().all(|p| p.offset.is_multiple_of(256)));
+            let starts = placed.iter().map(|p| p.offset).chain([layout.bytes()]);
+            let ends = std::iter::once(0).chain(placed.iter().map(|p| p.offset + p.bytes));
+            assert!(starts.zip(ends).all(|(start, end)| start >= end + ZONE));
         }
     }
 }

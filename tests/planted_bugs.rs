@@ -34,6 +34,8 @@ enum By {
     Reference,
     /// The comparison of `GPU_DEBUG=2` names this op first.
     Step(&'static str),
+    /// A red zone is found changed, with these words.
+    RedZone(&'static str),
 }
 
 /// The model in memory, with `change` made to the bytes of its first tensor, the embeddings.
@@ -94,6 +96,21 @@ fn first_wrong_step(checkpoint: &Checkpoint) -> Option<&'static str> {
     engine.comparisons().iter().find(wrong).map(|c| c.op)
 }
 
+fn after_a_run_between_red_zones(checkpoint: &Checkpoint, mode: Mode) -> Result<()> {
+    let options = SessionOptions {
+        backend: BackendChoice::Cuda,
+        mode,
+        capacity: CAPACITY,
+        red_zones: true,
+        ..SessionOptions::default()
+    };
+    let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;
+    session.decode(&[5, 9, 2], 5, &mut |_| ControlFlow::Continue(()))?;
+    session.poison(0x7E)?;
+    session.feed(1)?;
+    session.check_red_zones()
+}
+
 /// Whether `by` speaks up, and what it says.
 fn speaks(by: By, checkpoint: &Checkpoint) -> (bool, String) {
     let on = |mode| run(checkpoint, BackendChoice::Cuda, mode);
@@ -110,6 +127,15 @@ fn speaks(by: By, checkpoint: &Checkpoint) -> (bool, String) {
             let device = on(Mode::Graph).unwrap();
             let host = run(checkpoint, BackendChoice::Cpu, Mode::Graph).unwrap();
             (device != host, format!("{:?} {:?}", device.0, host.0))
+        }
+        By::RedZone(words) => {
+            let looked: Vec<_> = [Mode::Graph, Mode::Eager]
+                .into_iter()
+                .map(|mode| after_a_run_between_red_zones(checkpoint, mode))
+                .map(|checked| checked.err().map(|e| e.to_string()))
+                .collect();
+            let found = |said: &Option<String>| said.as_ref().is_some_and(|s| s.contains(words));
+            (looked.iter().all(found), format!("{looked:?}"))
         }
         By::Step(op) => {
             let found = first_wrong_step(checkpoint);
@@ -134,7 +160,7 @@ fn is_caught(plant: Plant, by: &[By], checkpoint: &Checkpoint) {
 
 macro_rules! caught {
     ($($name:ident: $plant:ident by $($by:expr),+;)*) => {
-        use By::{Reference, Replay, Step};
+        use By::{RedZone, Reference, Replay, Step};
         $(
             #[test]
             fn $name() {
@@ -160,6 +186,9 @@ caught! {
     rows_of_a_partial_tile_left_unwritten_are_caught: LastTile by Step("lm_head"), Reference;
     activations_of_the_token_before_are_caught: ReusedActivations by Step("gate_up"), Reference;
     a_forced_input_that_is_not_taken_is_caught: ForcedIgnored by Reference;
+    an_element_behind_an_output_is_caught: OutputOverrun by RedZone("workspace: byte 0 behind residual");
+    a_row_behind_the_cache_is_caught: CacheOverrun by RedZone("KV cache: byte 0 behind the keys of layer 0");
+    attention_over_the_positions_of_the_capture_is_caught: GridFromPosition by Replay, Reference;
     a_ring_entry_of_the_step_before_is_caught: RingOneStepBehind by By::Error("without a token");
 }
 

@@ -8,7 +8,7 @@ use decode_graph::bench::compare;
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::Error;
 use decode_graph::ops::KvType;
-use decode_graph::tokenizer::{Tokenizer, VocabSource};
+use decode_graph::tokenizer::{ChatContext, Message, Tokenizer, VocabSource, render_chat};
 use std::path::Path;
 
 /// What is said of a refusal: the file is named, and so is the place in it.
@@ -103,6 +103,46 @@ pub(crate) fn tokenizer(data: &[u8]) -> bool {
         Err(error) => drop(refused(&error)),
     }
     true
+}
+
+/// What `safetensors` puts beside its input: one layer, 4 wide, 3 tokens.
+pub(crate) const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 4,
+"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+"intermediate_size": 4, "vocab_size": 3, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
+"rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "float32"}"#;
+
+/// A folder whose `model.safetensors` this is: opened, every tensor read, its plan recorded.
+pub(crate) fn safetensors(data: &[u8]) -> bool {
+    let folder = std::env::temp_dir().join(format!("{}.fuzz.input", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for the input");
+    std::fs::write(folder.join("config.json"), CONFIG).expect("room for the input");
+    std::fs::write(folder.join("model.safetensors"), data).expect("room for the input");
+    let checkpoint = match Checkpoint::open(&folder) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return refused(&error),
+    };
+    for tensor in checkpoint.tensors() {
+        let bytes = checkpoint.read_all(tensor).expect("an accepted tensor is all there");
+        assert_eq!(bytes.len() as u64, tensor.bytes);
+    }
+    let options = PlanOptions { capacity: 8, kv: KvType::F16 };
+    if let Err(error) = arch::record(&checkpoint, options) {
+        refused(&error);
+    }
+    true
+}
+
+/// A chat template over two turns.
+pub(crate) fn chat_template(data: &[u8]) -> bool {
+    let template = String::from_utf8_lossy(data);
+    let turns = [Message::new("system", "Be brief."), Message::new("user", "{{ Hi }}")];
+    let chat = ChatContext { bos: "<s>", eos: "</s>", add_generation_prompt: true, now: 1 };
+    match render_chat(&template, &turns, chat, Path::new("fuzz.input"), "chat_template") {
+        Ok(text) => text.len() < 1 << 30,
+        // The template's own words to the user name no file.
+        Err(Error::Usage(_)) => true,
+        Err(error) => refused(&error),
+    }
 }
 
 /// A result file, each row judged against the first.

@@ -11,7 +11,7 @@
 namespace persistent {
 
 constexpr int HEADS = 8;         // query heads of a key/value head, at most
-constexpr int CHUNK_BYTES = 2048;  // of keys, or of values
+constexpr int GROUP_BYTES = 2048;  // keys, or values, of a group of positions
 constexpr float LOG2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float exp2_approximate(float x) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1,
 template <int DIM>
 struct Scratch {
     __half q[2][HEADS][DIM];            // two terms
-    float weights[WARPS][CHUNK_BYTES / 2 / DIM][HEADS];
+    float weights[WARPS][GROUP_BYTES / 2 / DIM][HEADS];
     float rescale[WARPS][HEADS];
     float largest[WARPS][HEADS], sum[WARPS][HEADS];
 };
@@ -49,7 +49,7 @@ struct Scratch {
 // sum of weights, and the weighted values of every head in its EACH dimensions.
 template <int DIM, int PADDED>
 struct Running {
-    static constexpr int P = CHUNK_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
+    static constexpr int P = GROUP_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
     float largest = -INFINITY, sum = 0.f;
     float out[PADDED][EACH] = {};
 
@@ -98,7 +98,7 @@ struct Running {
 // HEADS_PADDED: the group padded to 1, 4 or 8.
 template <int DIM, int PADDED>
 __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
-    constexpr int P = CHUNK_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
+    constexpr int P = GROUP_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
     const Task& share = block.task();
     if (share.split >= share.splits) return;
     const uint32_t warp = thread_index() / 32, lane = thread_index() % 32, g = lane >> 2, t = lane & 3;
@@ -118,13 +118,13 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     sync_workers();
 
     block.mark(STAGED);
-    const uint32_t first_chunk = share.chunk;
+    const uint32_t first_chunk = share.chunk, shift = Shape(step.units).shift;
     Running<DIM, PADDED> run;
     for (uint32_t i = warp; i < share.end - share.begin; i += WARPS) {
-        const uint32_t group_at = share.begin + i, c = i / UNITS * 2;
+        const uint32_t group_at = share.begin + i, c = (i >> shift) * 2;
         const uint32_t count = min(static_cast<uint32_t>(P), board().position - group_at * P);
         float score[TILES][2];
-        const uint8_t* keys = wait_chunk(first_chunk + c) + i % UNITS * CHUNK_BYTES;
+        const uint8_t* keys = wait_chunk(first_chunk + c) + (i & ((1u << shift) - 1)) * GROUP_BYTES;
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
             float d[4] = {0.f, 0.f, 0.f, 0.f};
@@ -141,8 +141,8 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
             for (int c = 0; c < 2; c++)
                 score[n][c] = 8 * n + 2 * t + c < count ? d[c] + d[2 + c] : -INFINITY;
         }
-        release_chunk(first_chunk + c, lane);
-        const uint8_t* values = wait_chunk(first_chunk + c + 1) + i % UNITS * CHUNK_BYTES;
+        release_chunk(first_chunk + c, 1, shift, lane);
+        const uint8_t* values = wait_chunk(first_chunk + c + 1) + (i & ((1u << shift) - 1)) * GROUP_BYTES;
         run.weigh(s, warp, lane, score);
 #pragma unroll 2
         for (uint32_t p = 0; p < count; p++) {
@@ -158,17 +158,14 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
             }
             run.add(s, warp, p, v);
         }
-        release_chunk(first_chunk + c + 1, lane);
+        release_chunk(first_chunk + c + 1, 1, shift, lane);
     }
     if (warp == WARPS - 1 && share.split + 1 == share.splits) {
         // This position: one column.
-        float k[EACH], v[EACH];
-#pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            const uint32_t at = share.head * DIM + lane * EACH + e;
-            k[e] = await(step.k_mail + at, tag);
-            v[e] = await(step.v_mail + at, tag);
-        }
+        // Key and value together: each look costs a round trip.
+        float kv[2][EACH];
+        await_all<2, EACH>(kv, step.k_mail + share.head * DIM + lane * EACH,
+                           static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
         float score[TILES][2];
 #pragma unroll
         for (int i = 0; i < TILES; i++) score[i][0] = score[i][1] = -INFINITY;
@@ -178,14 +175,14 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
 #pragma unroll
             for (int e = 0; e < EACH; e++) {
                 const uint32_t c = lane * EACH + e;
-                d = fmaf(__half2float(s.q[0][h][c]) + __half2float(s.q[1][h][c]), k[e], d);
+                d = fmaf(__half2float(s.q[0][h][c]) + __half2float(s.q[1][h][c]), kv[0][e], d);
             }
             d = warp_sum(d);
             if (g == h && t == 0) score[0][0] = d;
         }
         if (g >= PADDED && t == 0) score[0][0] = 0.f;  // a head that is not there: finite
         run.weigh(s, warp, lane, score);
-        run.add(s, warp, 0, v);
+        run.add(s, warp, 0, kv[1]);
     }
 
     block.mark(FIRST);

@@ -25,7 +25,7 @@ struct alignas(128) Instruction {
     uint64_t items;  // tiles, or pairs of tiles (GATE_UP); positions of a chunk (ATTENTION)
     const uint8_t* weight[3];
     uint64_t tiles[2];       // of the first and of the second matrix
-    uint64_t units;          // of a tile
+    uint64_t units;          // and how they are shared out: Shape
     uint64_t unit_bytes[2];  // of the first format and of the last matrix's
     uint64_t tile_bytes[2];
     uint64_t tail_bytes[2];  // of a tile's last unit
@@ -64,6 +64,21 @@ struct alignas(128) Instruction {
     uint64_t* ring;
 };
 static_assert(sizeof(Instruction) == 384, "the host twin has 48 slots");
+
+// How the units of a block's tiles are shared out: part j of tile n is units [j · span, (j + 1) · span).
+struct Shape {
+    uint32_t units, span, parts;
+    uint32_t at_once;  // tiles whose parts are added up together
+    uint32_t shift;    // a chunk has 1 << shift units
+    uint32_t inverse;  // n / parts = n · inverse >> 12 for n ≤ 16
+
+    __device__ __forceinline__ explicit Shape(uint64_t slot) {
+        const uint32_t low = static_cast<uint32_t>(slot), high = static_cast<uint32_t>(slot >> 32);
+        units = low & 0xffffu, span = low >> 16 & 0xffu, parts = low >> 24;
+        at_once = high & 0xffu, shift = high >> 8 & 0xffu, inverse = high >> 16;
+    }
+};
+__device__ __forceinline__ uint32_t units_of(const Instruction& i) { return static_cast<uint32_t>(i.units) & 0xffffu; }
 
 __device__ __forceinline__ float as_float(uint64_t slot) {
     return __uint_as_float(static_cast<uint32_t>(slot));

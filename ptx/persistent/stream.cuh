@@ -3,9 +3,8 @@
 // earlier cache rows are constant during a token, so the stream runs ahead of all dependencies as
 // far as the ring reaches.
 //
-//   chunk   up to UNITS units of one tile, or of keys or of values; of its own length
-//   ring    chunks one after the other, each whole; a chunk is overwritten when every unit of it has
-//           been released
+//   chunk   up to a power of two of units of one tile, or of keys or of values
+//   ring    CHUNKS places for chunks; one is overwritten when every unit in it has been released
 //   rows    the instructions themselves, ROWS_AHEAD at most
 #pragma once
 #include "../gemv.cuh"
@@ -17,8 +16,9 @@ using gemv::ROWS;
 using gemv::WARPS;
 
 constexpr uint32_t THREADS = WARPS * 32;  // that compute; one warp more asks
-constexpr uint32_t UNITS = 8;
-constexpr uint32_t CHUNKS = 32;  // in the ring, at most
+constexpr uint32_t UNITS = 8;    // of a chunk, at most
+constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
+constexpr uint32_t FLIGHT = 6;   // on their way, at most
 constexpr uint32_t ROWS_AHEAD = 16;
 constexpr uint32_t BOARD_BYTES = 12288;  // at the start of shared memory; the ring follows
 
@@ -28,8 +28,8 @@ struct Share {
     uint32_t splits, head, split, begin, end;
 };
 
-// Splits are made so that every warp of a block has at least GROUPS_EACH groups.
-constexpr uint32_t GROUPS_EACH = 2;
+// Splits are made so that every warp of a block has at least GROUPS_EACH groups, as far as blocks go.
+constexpr uint32_t GROUPS_EACH = 1;
 
 __device__ __forceinline__ Share share_of(const Instruction& step, uint32_t position) {
     const uint32_t positions = static_cast<uint32_t>(step.items), heads = static_cast<uint32_t>(step.kv_heads);
@@ -76,7 +76,7 @@ struct Parameters {
     StepState* state;
     const Instruction* program;
     uint32_t first, last, steps;  // [first, last) of `steps` are done
-    uint32_t ring_bytes, record_bytes;
+    uint32_t chunk_bytes, record_bytes;
     uint32_t* trace;  // [steps][gridDim.x][8] readings of the clock, or null
 };
 
@@ -133,7 +133,6 @@ struct alignas(128) Board {
     Instruction rows[ROWS_AHEAD];
     uint64_t row_loaded[ROWS_AHEAD], row_full[ROWS_AHEAD], row_empty[ROWS_AHEAD];
     uint64_t full[CHUNKS], empty[CHUNKS];
-    uint32_t at[CHUNKS];  // where a chunk lies in the ring
     Task tasks[ROWS_AHEAD];
     Parameters launch;
     uint32_t token, position, epoch;
@@ -159,95 +158,107 @@ __device__ __forceinline__ void open(Board& board) {
 
 // --- The thread that asks -------------------------------------------------------------------------
 
+// It is one thread for all warps, so what it needs of a step is read once and kept in registers: a
+// chunk must cost it less than the memory takes to bring one.
 struct Producer {
     Board& board;
-    uint8_t* ring;
-    uint32_t bytes;  // of the ring
-    uint32_t next = 0, oldest = 0, head = 0;
+    uint32_t chunk_bytes, barriers;  // shared address of `full`; `empty` follows
+    uint32_t next = 0;
+    uint32_t place;                  // shared address of the next chunk
     uint64_t stream, keep;
 
-    __device__ __forceinline__ Producer(Board& b, uint8_t* r, uint32_t n) : board(b), ring(r), bytes(n) {
+    __device__ __forceinline__ Producer(Board& b, uint8_t* ring, uint32_t n)
+        : board(b), chunk_bytes(n), barriers(gemv::shared_address(b.full)), place(gemv::shared_address(ring)) {
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream));
         asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(keep));
     }
 
-    __device__ __forceinline__ void put(const uint8_t* from, uint32_t n, uint32_t units) {
-        const uint32_t room = (n + 127) & ~127u;
-        for (;;) {
-            if (next == oldest) head = 0;
-            if (next - oldest < CHUNKS) {
-                const uint32_t first = next == oldest ? bytes : board.at[oldest % CHUNKS];
-                if (next == oldest || head > first) {
-                    if (head + room <= bytes) break;
-                    if (room < first && next != oldest) {
-                        head = 0;
-                        break;
-                    }
-                } else if (head + room < first) {
-                    break;
-                }
-            }
-            barrier_wait(gemv::shared_address(board.empty + oldest % CHUNKS), oldest / CHUNKS & 1);
-            oldest++;
-        }
-        const uint32_t d = next % CHUNKS;
-        board.at[d] = head;
-        if (units < UNITS) barrier_arrive(gemv::shared_address(board.empty + d), UNITS - units);
-        copy_bulk(gemv::shared_address(ring + head), from, n, gemv::shared_address(board.full + d), stream);
-        head += room;
+    // Asks for a chunk of `n` bytes; `missing` of the releases that its place counts on will not come.
+    __device__ __forceinline__ void put(const uint8_t* from, uint32_t n, uint32_t missing) {
+        const uint32_t d = next % CHUNKS, full = barriers + 8 * d, empty = full + 8 * CHUNKS;
+        if (next >= CHUNKS) barrier_wait(empty, (next / CHUNKS - 1) & 1);
+        if (missing != 0) barrier_arrive(empty, missing);
+        // More than the memory needs to be busy would only stand in front of the mail.
+        if (next >= FLIGHT)
+            barrier_wait(barriers + 8 * ((next - FLIGHT) % CHUNKS), (next - FLIGHT) / CHUNKS & 1);
+        copy_bulk(place, from, n, full, stream);
         next++;
+        place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;
     }
 
-    __device__ __forceinline__ void ask(const Instruction& step, const Task& task, uint32_t position) {
-        if (step.kind == EMBED) return;
-        if (step.kind == ATTENTION) {
-            const uint32_t positions = static_cast<uint32_t>(step.items);
-            const uint32_t row = 2 * static_cast<uint32_t>(step.head_dim);
-            const uint64_t base = static_cast<uint64_t>(task.head) * step.capacity;
-            for (uint32_t g = task.begin; g < task.end; g += UNITS) {
-                const uint32_t units = min(UNITS, task.end - g);
-                const uint32_t n = min(units * positions, position - g * positions) * row;
-                const uint64_t at = (base + g * positions) * row;
-                put(static_cast<const uint8_t*>(step.keys) + at, n, units);
-                put(static_cast<const uint8_t*>(step.values) + at, n, units);
-            }
-            return;
+    __device__ __forceinline__ void ask_positions(const Instruction& step, const Task& task, uint32_t position) {
+        const uint32_t positions = static_cast<uint32_t>(step.items);
+        const uint32_t row = 2 * static_cast<uint32_t>(step.head_dim), end = task.end;
+        const uint64_t base = static_cast<uint64_t>(task.head) * step.capacity * row;
+        const uint8_t* const keys = static_cast<const uint8_t*>(step.keys) + base;
+        const uint8_t* const values = static_cast<const uint8_t*>(step.values) + base;
+        const uint32_t shift = Shape(step.units).shift, most = 1u << shift;
+        for (uint32_t g = task.begin; g < end; g += most) {
+            const uint32_t units = min(most, end - g), missing = UNITS - (units << (3 - shift));
+            const uint32_t n = min(units * positions, position - g * positions) * row, at = g * positions * row;
+            put(keys + at, n, missing);
+            put(values + at, n, missing);
         }
-        const uint32_t units = static_cast<uint32_t>(step.units);
-        for (uint32_t v = task.begin; v < task.end; v++) {
-            uint32_t tile = v;
-            const uint32_t m = matrix_of(step, tile), f = m == 2;
-            const uint32_t unit_bytes = static_cast<uint32_t>(step.unit_bytes[f]);
-            const uint32_t tile_bytes = static_cast<uint32_t>(step.tile_bytes[f]);
-            const uint8_t* from = step.weight[m] + static_cast<uint64_t>(tile) * tile_bytes;
-            for (uint32_t k = 0; k < units; k += UNITS) {
-                const bool last = k + UNITS >= units;
-                put(from + k * unit_bytes, last ? tile_bytes - k * unit_bytes : UNITS * unit_bytes,
-                    last ? units - k : UNITS);
+    }
+
+    __device__ __forceinline__ void ask_tiles(const Instruction& step, uint32_t begin, uint32_t end) {
+        const Shape shape(step.units);
+        const uint32_t most = 1u << shape.shift, pairs = step.kind == GATE_UP;
+        const uint8_t* const weight[3] = {step.weight[0], step.weight[1], step.weight[2]};
+        const uint32_t t0 = pairs ? 0 : static_cast<uint32_t>(step.tiles[0]);
+        const uint32_t t1 = t0 + static_cast<uint32_t>(step.tiles[1]);
+        const uint32_t unit_bytes[2] = {static_cast<uint32_t>(step.unit_bytes[0]), static_cast<uint32_t>(step.unit_bytes[1])};
+        const uint32_t tile_bytes[2] = {static_cast<uint32_t>(step.tile_bytes[0]), static_cast<uint32_t>(step.tile_bytes[1])};
+        for (uint32_t v = begin; v < end; v++) {
+            const uint8_t* from;
+            uint32_t chunk = unit_bytes[0] << shape.shift, left = tile_bytes[0];
+            if (pairs) {
+                from = ((v & 1) == 0 ? weight[0] : weight[1]) + static_cast<uint64_t>(v / 2) * left;
+            } else if (v < t0) {
+                from = weight[0] + static_cast<uint64_t>(v) * left;
+            } else if (v < t1) {
+                from = weight[1] + static_cast<uint64_t>(v - t0) * left;
+            } else {
+                chunk = unit_bytes[1] << shape.shift, left = tile_bytes[1];
+                from = weight[2] + static_cast<uint64_t>(v - t1) * left;
             }
+            uint32_t k = shape.units;
+            for (; k > most; k -= most) {
+                put(from, chunk, 0);
+                from += chunk;
+                left -= chunk;
+            }
+            put(from, left, UNITS - (k << (3 - shape.shift)));
         }
     }
 
     // Asks for steps [first, last).
-    __device__ __forceinline__ void run(const Instruction* program, uint32_t first, uint32_t last, uint32_t position) {
-        for (uint32_t i = first; i < last; i++) {
-            const uint32_t r = (i - first) % ROWS_AHEAD, lap = (i - first) / ROWS_AHEAD;
-            if (lap > 0) barrier_wait(gemv::shared_address(board.row_empty + r), (lap - 1) & 1);
-            const uint32_t full = gemv::shared_address(board.row_full + r);
-            const uint32_t loaded = gemv::shared_address(board.row_loaded + r);
-            copy_bulk(gemv::shared_address(board.rows + r), program + i, sizeof(Instruction), loaded, keep);
-            barrier_wait(loaded, lap & 1);
+    __device__ __forceinline__ void run(const Instruction* program, uint32_t begin, uint32_t end, uint32_t position) {
+        for (uint32_t i = begin; i < end; i++) {
+            const uint32_t r = (i - begin) % ROWS_AHEAD, lap = (i - begin) / ROWS_AHEAD;
+            if (i == begin) request(program, begin, begin);
+            barrier_wait(gemv::shared_address(board.row_loaded + r), lap & 1);
+            // The next one comes while this one is asked for.
+            if (i + 1 < end) request(program, begin, i + 1);
             const Instruction& step = board.rows[r];
             const Task task = board.tasks[r] = task_of(step, position, next);
-            barrier_arrive(full, 1);
+            barrier_arrive(gemv::shared_address(board.row_full + r), 1);
             // One block brings the step's gain near for all.
             if (step.gain != nullptr && i % gridDim.x == blockIdx.x) {
                 asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(step.gain),
                              "r"(static_cast<uint32_t>(step.columns) * 4)
                              : "memory");
             }
-            ask(step, task, position);
+            if (step.kind == ATTENTION) ask_positions(step, task, position);
+            else if (step.kind != EMBED) ask_tiles(step, task.begin, task.end);
         }
+    }
+
+    __device__ __forceinline__ void request(const Instruction* program, uint32_t begin, uint32_t i) {
+        const uint32_t r = (i - begin) % ROWS_AHEAD, lap = (i - begin) / ROWS_AHEAD;
+        if (lap > 0) barrier_wait(gemv::shared_address(board.row_empty + r), (lap - 1) & 1);
+        copy_bulk(gemv::shared_address(board.rows + r), program + i, sizeof(Instruction),
+                  gemv::shared_address(board.row_loaded + r), keep);
     }
 };
 
@@ -273,12 +284,12 @@ __device__ __forceinline__ uint8_t* ring() {
 __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
     const uint32_t d = c % CHUNKS;
     barrier_wait(gemv::shared_address(board().full + d), c / CHUNKS & 1);
-    return ring() + board().at[d];
+    return ring() + d * board().launch.chunk_bytes;
 }
-// This warp has read its unit of chunk `c`.
-__device__ __forceinline__ void release_chunk(uint32_t c, uint32_t lane) {
+// This warp has read its `units` of chunk `c`, which has places for 1 << shift.
+__device__ __forceinline__ void release_chunk(uint32_t c, uint32_t units, uint32_t shift, uint32_t lane) {
     __syncwarp();
-    if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), 1);
+    if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), units << (3 - shift));
 }
 // The `i`th instruction of this launch, once it is there.
 __device__ __forceinline__ const Instruction& wait_row(uint32_t i) {

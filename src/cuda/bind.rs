@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! weights     Σ tiles of every matrix, f32 vectors        one allocation
-//! caches      keys and values of every layer, zeroed      one allocation
-//! workspace   the plan's layout, poisoned with 0xFF       one allocation
+//! caches      keys and values of every layer, zeroed      one allocation, with red zones on request
+//! workspace   the plan's layout, poisoned with 0xFF       one allocation, with red zones on request
 //! state       StepState | counters | forced [capacity]    one allocation
 //! ring        RING_SLOTS × 16 bytes, mapped host memory
 //! ```
@@ -14,13 +14,14 @@ use super::issue::BoundStep;
 use super::kernels::PROGRAMMATIC_COMPUTE;
 use super::modules::{Functions, load, no_kernel, sources};
 use super::program::{BoundProgram, MODULE};
-use super::step_state::{NOT_FORCED, RING_BYTES, StepState};
+use super::red_zones::{RedZones, ZONE};
+use super::step_state::{NOT_FORCED, RING_BYTES, Status, StepState};
 use super::upload::{ALIGNMENT, Target, WeightMap, upload};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Buf, Gpu, Launch};
 use crate::plan::program::Program;
-use crate::plan::{DecodePlan, WorkspaceLayout};
+use crate::plan::{DecodePlan, Placement, WorkspaceLayout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ pub struct Want {
     pub persistent: bool,
     /// The persistent kernel keeps readings of the clock.
     pub trace: bool,
+    /// Every workspace buffer and every layer's keys and values between bytes that no kernel may
+    /// touch; see [`BoundPlan::check_red_zones`].
+    pub red_zones: bool,
 }
 
 /// Byte offset of what stays zero behind the step state in the state's allocation.
@@ -50,18 +54,20 @@ const ADDRESS_ALIGNMENT: u64 = 16;
 /// Keys and values of every layer in one allocation.
 #[derive(Clone, Copy, Debug)]
 struct CacheMap {
-    /// Bytes of one layer's keys (or values), aligned.
+    /// Bytes of one layer's keys (or values), aligned, and of the red zone behind them.
     half: u64,
+    /// Bytes of a red zone.
+    zone: u64,
 }
 
 impl CacheMap {
-    fn of(plan: &DecodePlan) -> Self {
+    fn of(plan: &DecodePlan, zone: u64) -> Self {
         let bytes = plan.cache.layer_elements() * plan.cache.kind.bytes();
-        Self { half: bytes.next_multiple_of(ALIGNMENT) }
+        Self { half: bytes.next_multiple_of(ALIGNMENT) + zone, zone }
     }
 
     fn keys(self, layer: u32) -> u64 {
-        2 * u64::from(layer) * self.half
+        self.zone + 2 * u64::from(layer) * self.half
     }
 
     fn values(self, layer: u32) -> u64 {
@@ -124,6 +130,8 @@ pub struct BoundPlan {
     program: Option<BoundProgram>,
     layout: WorkspaceLayout,
     cache_map: CacheMap,
+    /// Of the workspace, of the caches.
+    red_zones: [RedZones; 2],
     bytes: BytePlan,
     caches: DeviceMemory,
     workspace: DeviceMemory,
@@ -215,7 +223,20 @@ impl BoundPlan {
         let code = sources(plan, &launches, gpu, kernels).map_err(|e| no_kernel(checkpoint, e))?;
         let map = WeightMap::of(plan)?;
         let own = program.as_ref().map_or(0, BoundProgram::bytes);
-        let bytes = BytePlan::of(plan, &map, own);
+        let (layout, cache_map, red_zones) = if want.red_zones {
+            let (layout, cache_map) =
+                (WorkspaceLayout::apart(plan, ZONE as usize), CacheMap::of(plan, ZONE));
+            let zones = [buffers(plan, &layout), halves(plan, cache_map)];
+            (layout, cache_map, zones)
+        } else {
+            let layout = match &program {
+                Some(_) => WorkspaceLayout::apart(plan, 0),
+                None => plan.workspace(),
+            };
+            (layout, CacheMap::of(plan, 0), Default::default())
+        };
+        let mut bytes = BytePlan::of(plan, &map, &layout, own);
+        bytes.caches = bytes.caches.max(cache_map.keys(plan.cache.layers));
         bytes.check(context.memory()?.0 + own)?;
 
         let weights = DeviceMemory::alloc(context, "weights", bytes.weights)?;
@@ -225,6 +246,8 @@ impl BoundPlan {
         let ring = MappedMemory::alloc(context, "token ring", RING_BYTES)?;
         caches.fill(&stream, 0)?;
         workspace.fill(&stream, 0xFF)?;
+        red_zones[0].write(&stream, &workspace)?;
+        red_zones[1].write(&stream, &caches)?;
         state.fill(&stream, 0)?;
         state.upload(&stream, FORCED, &vec![NOT_FORCED; plan.cache.capacity as usize])?;
 
@@ -236,8 +259,6 @@ impl BoundPlan {
         upload(checkpoint, plan, &map, staging, progress)?;
         let times = (start.elapsed(), jit);
 
-        let layout = plan.workspace();
-        let cache_map = CacheMap::of(plan);
         let base = workspace.slice(0, 0)?.address();
         let addresses = Addresses {
             weights: map.offsets.iter().map(|o| weights.address() + o).collect(),
@@ -276,6 +297,7 @@ impl BoundPlan {
             program,
             layout,
             cache_map,
+            red_zones,
             bytes,
             caches,
             workspace,
@@ -355,7 +377,19 @@ impl BoundPlan {
     ///
     /// [`Error::Driver`].
     pub fn poison(&self, stream: &Stream, byte: u8) -> Result<()> {
-        self.workspace.fill(stream, byte)
+        self.workspace.fill(stream, byte)?;
+        self.red_zones[0].write(stream, &self.workspace)
+    }
+
+    /// Looks whether any kernel has written outside the workspace's buffers or the caches, after
+    /// the work queued on `stream`; finds nothing where the plan was bound without red zones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Verification`] with the buffer and byte; [`Error::Driver`].
+    pub fn check_red_zones(&self, stream: &Stream) -> Result<()> {
+        self.red_zones[0].check(stream, &self.workspace)?;
+        self.red_zones[1].check(stream, &self.caches)
     }
 
     /// The step state on the device.
@@ -370,7 +404,8 @@ impl BoundPlan {
         Ok(state)
     }
 
-    /// Sets the step state.
+    /// Sets the step state, with the status of a token outside the vocabulary where it is one: what
+    /// the kernels choose or take from the forced inputs has it already, and none looks again.
     ///
     /// # Errors
     ///
@@ -379,6 +414,8 @@ impl BoundPlan {
         if let Some(program) = &self.program {
             program.reset(stream, state.steps)?;
         }
+        let outside = if state.token >= state.vocab { Status::TOKEN } else { 0 };
+        let state = StepState { status: state.status | outside, ..state };
         self.state.upload(stream, 0, &[state])
     }
 
@@ -436,6 +473,27 @@ impl BoundPlan {
     }
 }
 
+/// The red zones of a workspace.
+fn buffers(plan: &DecodePlan, layout: &WorkspaceLayout) -> RedZones {
+    let placed = plan.buffers.iter().zip(layout.placements()).filter(|(_, p)| p.bytes > 0);
+    let range = |p: &Placement| p.offset as u64..(p.offset + p.bytes) as u64;
+    RedZones::around(
+        placed.map(|(b, p)| (b.name.clone(), range(p))).collect(),
+        layout.bytes() as u64,
+    )
+}
+
+/// The red zones of the caches.
+fn halves(plan: &DecodePlan, map: CacheMap) -> RedZones {
+    let bytes = plan.cache.layer_elements() * plan.cache.kind.bytes();
+    let layer = |l| {
+        let half = |what, at| (format!("the {what} of layer {l}"), at..at + bytes);
+        [half("keys", map.keys(l)), half("values", map.values(l))]
+    };
+    let layers = plan.cache.layers;
+    RedZones::around((0..layers).flat_map(layer).collect(), map.keys(layers))
+}
+
 fn bind_steps(
     labels: &[&str],
     gpu: Gpu,
@@ -475,7 +533,7 @@ mod tests {
             weights: vec![0x1000, 0x1008],
             buffers: vec![Some(0x2000), None],
             caches: 0x10_000,
-            map: CacheMap { half: 512 },
+            map: CacheMap { half: 512, zone: 0 },
             layers: 2,
             step: 0x4000,
             ring: 0x8000,

@@ -3,7 +3,7 @@
 use super::bind::FORCED;
 use super::upload::{ALIGNMENT, WeightMap};
 use crate::error::{Error, Result};
-use crate::plan::DecodePlan;
+use crate::plan::{DecodePlan, WorkspaceLayout};
 
 /// Device memory left for code, the graph and the driver, bytes.
 const RESERVE: u64 = 64 << 20;
@@ -24,13 +24,13 @@ pub struct BytePlan {
 }
 
 impl BytePlan {
-    /// What `plan` needs, its weights placed by `map`,
-    /// and `program` bytes beside it.
-    pub fn of(plan: &DecodePlan, map: &WeightMap, program: u64) -> Self {
+    /// What `plan` needs, its weights placed by `map` and its buffers by `layout`, and `program`
+    /// bytes beside it.
+    pub fn of(plan: &DecodePlan, map: &WeightMap, layout: &WorkspaceLayout, program: u64) -> Self {
         Self {
             weights: map.bytes,
             caches: plan.cache.bytes() + 2 * u64::from(plan.cache.layers) * ALIGNMENT,
-            workspace: plan.workspace().bytes() as u64,
+            workspace: layout.bytes() as u64,
             state: FORCED + 4 * u64::from(plan.cache.capacity),
             program,
         }

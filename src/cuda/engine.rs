@@ -57,6 +57,8 @@ pub struct CudaOptions {
     pub persistent: bool,
     /// The persistent kernel keeps readings of the clock.
     pub trace: bool,
+    /// Buffers and caches lie between bytes that no kernel may touch.
+    pub red_zones: bool,
 }
 
 /// A plan bound to a device, and where it stands.
@@ -120,7 +122,8 @@ impl CudaEngine {
         let device = Device::get(options.device)?;
         let context = Context::new(device)?;
         let info = info(device)?;
-        let want = Want { persistent: options.persistent, trace: options.trace };
+        let CudaOptions { persistent, trace, red_zones, .. } = options;
+        let want = Want { persistent, trace, red_zones };
         let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();
@@ -211,6 +214,15 @@ impl CudaEngine {
     /// [`Error::Driver`].
     pub fn poison(&mut self, byte: u8) -> Result<()> {
         self.plan.poison(&self.stream, byte)
+    }
+
+    /// As [`BoundPlan::check_red_zones`], between two steps.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn check_red_zones(&self) -> Result<()> {
+        self.plan.check_red_zones(&self.stream)
     }
 
     /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
@@ -559,6 +571,14 @@ impl Engine for CudaEngine {
 
     fn trace(&mut self) -> Result<Vec<u32>> {
         CudaEngine::trace(self)
+    }
+
+    fn poison(&mut self, byte: u8) -> Result<()> {
+        CudaEngine::poison(self, byte)
+    }
+
+    fn check_red_zones(&mut self) -> Result<()> {
+        CudaEngine::check_red_zones(self)
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

@@ -18,6 +18,7 @@ mod issue;
 pub mod kernels;
 mod modules;
 mod program;
+mod red_zones;
 mod signature;
 pub mod step_state;
 pub mod upload;

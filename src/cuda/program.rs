@@ -98,6 +98,7 @@ impl BoundProgram {
                     Slot::Version { writes, ordinal } => {
                         u64::from(*writes) << 16 | u64::from(*ordinal)
                     }
+                    Slot::Words(low, high) => u64::from(*high) << 32 | u64::from(*low),
                     Slot::Partials => self.mail.address() + self.partials,
                 });
             }
@@ -139,7 +140,7 @@ impl BoundProgram {
                 n(first as u32),
                 n(last as u32),
                 n(p.instructions.len() as u32),
-                n(p.ring_bytes),
+                n(p.chunk_bytes),
                 n(p.record_bytes),
                 Arg::Trace,
             ],

@@ -19,12 +19,18 @@ pub const WARPS: u32 = 16;
 pub const ASKING_WARPS: u32 = 4;
 /// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/stream.cuh`).
 const BOARD_BYTES: u32 = 12288;
-/// Units of a chunk, at most.
-const UNITS: u32 = 8;
-/// Tiles whose partial sums are held before they are added up.
-const FLUSH: u32 = 8;
-/// Bytes of a chunk of keys, or of values.
-const CHUNK_BYTES: u32 = 2048;
+/// Chunks of the ring.
+const CHUNKS: u32 = 16;
+/// Sums of parts of tiles that are held before they are added up; a tile has half as many, at most.
+const SUMS: u32 = 128;
+/// Clock cycles of a part and of each of its units, about; measured on an H200.
+const PART_COST: u32 = 500;
+const UNIT_COST: u32 = 500;
+/// Units of a warp from which on a step is bound by the memory: parts are then as small as can be,
+/// so that as much of the ring as can be is on its way.
+const STREAMED: u32 = 12;
+/// Bytes of a group of keys, or of values.
+const GROUP_BYTES: u32 = 2048;
 /// Query heads of a key/value head, at most.
 const HEADS: u32 = 8;
 /// Shared memory that the kernel declares itself, rounded up.
@@ -44,6 +50,8 @@ pub enum Slot {
         /// Which of them.
         ordinal: u16,
     },
+    /// Two numbers, the first in the low half.
+    Words(u32, u32),
     /// Address of the partial results of a split attention.
     Partials,
 }
@@ -119,8 +127,8 @@ pub struct Program {
     pub partials: u64,
     /// Blocks.
     pub grid: u32,
-    /// Bytes of the ring.
-    pub ring_bytes: u32,
+    /// Bytes of a place in the ring.
+    pub chunk_bytes: u32,
     /// Bytes of the staged activations.
     pub record_bytes: u32,
     /// Dynamic shared memory of a block.
@@ -186,6 +194,47 @@ impl Instruction {
             self.number(at::TILES, tiles(w.rows));
             self.number(at::ITEMS, tiles(w.rows));
         }
+    }
+
+    fn number_at(&self, slot: usize) -> Option<u32> {
+        match self.slots[slot] {
+            Slot::Arg(Arg::U32(n)) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// Shares the tiles of a block out among its warps: in parts of so many units that the warps are
+    /// done soonest. A part lies in one chunk, and takes no more than half of one where it can: the
+    /// warps then work on half of the ring while the other half arrives.
+    fn share_out(&mut self, blocks: u32, chunk_bytes: u32) -> Option<()> {
+        let kind = self.number_at(at::KIND)?;
+        if kind == Kind::Embed as u32 {
+            return Some(());
+        }
+        let shift = |unit_bytes: u32| (0..=3).rev().find(|s| unit_bytes << s <= chunk_bytes);
+        if kind == Kind::Attention as u32 {
+            self.slots[at::UNITS] = Slot::Words(0, shift(GROUP_BYTES)? << 8);
+            return Some(());
+        }
+        let unit_bytes = self.number_at(at::UNIT_BYTES)?;
+        let other = self.number_at(at::UNIT_BYTES + 1).unwrap_or(0);
+        let shift = shift(unit_bytes.max(other))?;
+        let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
+        let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
+        let rounds = |span: u32| (tiles * units.div_ceil(span)).div_ceil(WARPS);
+        let cost = |span: u32| rounds(span) * (PART_COST + span * UNIT_COST);
+        let fits = |span: &u32| units.div_ceil(*span) <= SUMS / 2;
+        let spans = || (0..=shift).map(|s| 1 << s).filter(fits);
+        let half = spans().filter(|span| 2 * span <= 1 << shift);
+        let best = if rounds(1) < STREAMED { half.min_by_key(|s| cost(*s)) } else { None };
+        let span = best.or_else(|| spans().next())?;
+        let parts = units.div_ceil(span);
+        // Tiles in pairs, and a thread for each of their rows.
+        let at_once = (SUMS / parts & !1).min(32 * WARPS / tile::ROWS as u32);
+        let inverse = 4096 / parts + 1;
+        self.slots[at::UNITS] =
+            Slot::Words(units | span << 16 | parts << 24, at_once | shift << 8 | inverse << 16);
+        Some(())
     }
 
     fn reads(&mut self, mail: &Mail, buf: Buf) -> Option<()> {
@@ -263,7 +312,7 @@ impl Instruction {
         let mut this = Self::new(Kind::Attention);
         this.reads(mail, op.q)?;
         this.writes(mail, op.out, op.heads * cache.head_dim)?;
-        this.number(at::ITEMS, CHUNK_BYTES / 2 / cache.head_dim);
+        this.number(at::ITEMS, GROUP_BYTES / 2 / cache.head_dim);
         this.arg(at::MAGNITUDE, Arg::F32(op.scale));
         this.number(at::HEAD_DIM, cache.head_dim);
         this.number(at::KV_HEADS, cache.kv_heads);
@@ -379,7 +428,7 @@ fn matrices(op: &Op) -> Vec<&Matrix> {
 fn attention_bytes(op: &Attention) -> u32 {
     let dim = op.cache.head_dim;
     let queries = 2 * HEADS * dim * 2;
-    let weights = WARPS * (CHUNK_BYTES / 2 / dim) * HEADS * 4;
+    let weights = WARPS * (GROUP_BYTES / 2 / dim) * HEADS * 4;
     let outputs = op.group() * dim;
     let joined = 3 * 4 * outputs;
     (queries + weights + 3 * WARPS * HEADS * 4 + WARPS * outputs * 4).max(joined)
@@ -409,13 +458,11 @@ impl Program {
                 }
             }
         }
-        let mut unit_bytes = CHUNK_BYTES;
         let mut record_bytes = 0;
         let mut partials = 0;
         for step in &plan.steps {
             for w in matrices(&step.op) {
                 let layout = TileLayout { format: w.format, rows: 16, columns: w.columns as usize };
-                unit_bytes = unit_bytes.max(layout.unit_bytes() as u32);
                 let staged = activation_bytes(w.format) * layout.units() as u32;
                 record_bytes = record_bytes.max(staged);
             }
@@ -427,19 +474,20 @@ impl Program {
             }
         }
         let record_bytes = record_bytes.next_multiple_of(128);
-        let fixed =
-            BOARD_BYTES + record_bytes + 2 * FLUSH * WARPS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
-        let ring_bytes = room / 128 * 128;
-        // One chunk is used while the next one arrives.
-        (ring_bytes >= 2 * UNITS * unit_bytes).then_some(Self {
+        let chunk_bytes = room / CHUNKS / 128 * 128;
+        for i in &mut instructions {
+            i.share_out(gpu.sms, chunk_bytes)?;
+        }
+        Some(Self {
             instructions,
             mail: mail.published,
             partials,
             grid: gpu.sms,
-            ring_bytes,
+            chunk_bytes,
             record_bytes,
-            shared_bytes: fixed + ring_bytes,
+            shared_bytes: fixed + CHUNKS * chunk_bytes,
         })
     }
 }

@@ -42,6 +42,18 @@ impl WorkspaceLayout {
     /// A step's outputs never share memory with its inputs, and a kernel writes only after its
     /// predecessor has completed, so a lifetime is the closed interval of steps that name it.
     pub fn of(plan: &DecodePlan) -> Self {
+        Self::lay(plan, None)
+    }
+
+    /// Lays the buffers of `plan` out side by side, at least `zone` bytes before, between and behind
+    /// them: for a kernel whose blocks are at different steps at one time, so that a buffer's last
+    /// write may come after another's first; and for a run that looks for accesses outside them.
+    pub fn apart(plan: &DecodePlan, zone: usize) -> Self {
+        Self::lay(plan, Some(zone))
+    }
+
+    fn lay(plan: &DecodePlan, apart: Option<usize>) -> Self {
+        let zone = apart.unwrap_or(0);
         let mut life = vec![None::<(usize, usize)>; plan.buffers.len()];
         for (i, step) in plan.steps.iter().enumerate() {
             for b in step.op.buffers() {
@@ -66,20 +78,20 @@ impl WorkspaceLayout {
             let mut taken: Vec<(usize, usize)> = placed
                 .iter()
                 .map(|&o| &placements[o])
-                .filter(|o| o.first <= last && first <= o.last)
-                .map(|o| (o.offset, (o.offset + o.bytes).next_multiple_of(ALIGNMENT)))
+                .filter(|o| apart.is_some() || o.first <= last && first <= o.last)
+                .map(|o| (o.offset, (o.offset + o.bytes + zone).next_multiple_of(ALIGNMENT)))
                 .collect();
             taken.sort_unstable();
-            let mut offset = 0;
+            let mut offset = zone.next_multiple_of(ALIGNMENT);
             for (from, to) in taken {
-                if offset + bytes <= from {
+                if offset + bytes + zone <= from {
                     break;
                 }
                 offset = offset.max(to);
             }
             placements[b] = Placement { offset, bytes, first, last };
             placed.push(b);
-            total = total.max((offset + bytes).next_multiple_of(ALIGNMENT));
+            total = total.max((offset + bytes + zone).next_multiple_of(ALIGNMENT));
         }
         Self { placements, bytes: total }
     }

@@ -207,6 +207,9 @@ impl<'a> Kernel<'a> {
                 out = &out[..out.len() / 16 * 16];
             }
             s.write(address, bytemuck::cast_slice(out))?;
+            if plant == Some(Plant::OutputOverrun) {
+                s.write(address + 4 * out.len() as u64, &[0; 4])?;
+            }
         }
         if let (Some((c, at)), Op::Qkv(_) | Op::KvAppend(_) | Op::HeadRope(_)) = (cache, &op) {
             append(s, &memory, c, at, position, step.position)?;
@@ -253,6 +256,7 @@ fn append(
     let (keys, values) = memory.cache(0);
     let late = u32::from(s.plant == Some(Plant::KvOnePositionLate));
     let off = u32::from(s.plant == Some(Plant::KvOneHeadOff));
+    let plant_overruns = s.plant == Some(Plant::CacheOverrun);
     let at = if s.plant == Some(Plant::KeysForValues) { [at[1], at[0]] } else { at };
     let (dim, bytes) = (c.head_dim as usize, c.kind.bytes());
     for (rows, base) in [(keys, at[0]), (values, at[1])] {
@@ -266,6 +270,9 @@ fn append(
             let head = (h + off) % c.kv_heads;
             let place = u64::from(head * c.capacity + (to + late).min(c.capacity - 1));
             s.write(base + place * dim as u64 * bytes, &data)?;
+            if plant_overruns {
+                s.write(base + u64::from(c.kv_heads * c.capacity) * dim as u64 * bytes, &data)?;
+            }
         }
     }
     Ok(())

@@ -29,6 +29,15 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
     if let Some(kind) = name.strip_prefix("fill_cache_") {
         return fill_cache(s, &node.args, kind == "f16");
     }
+    if let Some(runner) = s.runner.clone() {
+        let slots: Vec<u64> = node.args.iter().map(|a| s.on_host(*a)).collect();
+        let launch = (node.grid[0], node.block[0], node.shared_bytes);
+        match runner(&name, launch, &slots) {
+            Some(0) => return Ok(()),
+            Some(_) => return Err(code::LAUNCH_FAILED),
+            None => {}
+        }
+    }
     let mut step = read_step(s, node.args[0])?;
     if s.plant == Some(Plant::StalePointer) && graph && place.0 == 0 && step.position == 2 {
         let base = s.base(node.args[2])?;
@@ -144,6 +153,10 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let partial = k.inner(1);
             let window = (window != 0).then_some(window);
             let softcap = (softcap != 0.0).then_some(softcap);
+            if k.s.plant == Some(Plant::GridFromPosition) && graph {
+                let position = k.step.position;
+                k.step.position = *k.s.memories.position.get_or_insert(position);
+            }
             let op = Attention { q, cache, out, partial, heads, scale, softcap, window };
             k.compute(Op::Attention(op)).map(drop)
         }

@@ -27,7 +27,7 @@ mod table;
 mod tiles;
 
 pub(crate) use plants::Plant;
-pub(crate) use state::{Fault, Live};
+pub(crate) use state::{Fault, Live, Runner};
 
 use parking_lot::{Mutex, MutexGuard};
 use state::STATE;
@@ -74,6 +74,11 @@ impl Fake {
         STATE.lock().plant = plant;
     }
 
+    /// Has kernels run by `runner`, or by the references again.
+    pub(crate) fn run_kernels_by(&self, runner: Option<Runner>) {
+        STATE.lock().runner = runner;
+    }
+
     /// Names of the entry points called since the last [`take_log`](Self::take_log).
     pub(crate) fn take_log(&self) -> Vec<&'static str> {
         std::mem::take(&mut STATE.lock().log)
@@ -109,6 +114,11 @@ impl Fake {
         STATE.lock().compute = compute;
     }
 
+    /// Multiprocessors.
+    pub(crate) fn set_multiprocessors(&self, multiprocessors: i32) {
+        STATE.lock().multiprocessors = multiprocessors;
+    }
+
     /// Devices.
     pub(crate) fn set_devices(&self, devices: i32) {
         STATE.lock().devices = devices;
@@ -122,6 +132,7 @@ impl Fake {
 
 impl Drop for Fake {
     fn drop(&mut self) {
+        self.run_kernels_by(None);
         self.restart();
     }
 }

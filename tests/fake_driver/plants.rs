@@ -44,6 +44,12 @@ pub(crate) enum Plant {
     RingOneStepBehind,
     /// The last kernel chooses a token at the capacity as well.
     CapacityIgnored,
+    /// A kernel writes one element behind its output.
+    OutputOverrun,
+    /// Keys and values are also written one row behind the cache.
+    CacheOverrun,
+    /// Attention covers the positions that there were at the graph's first replay.
+    GridFromPosition,
 }
 
 /// What plants remember from one kernel to the next.

@@ -84,6 +84,10 @@ pub(super) struct Function {
     pub(super) parameters: Arc<[usize]>,
 }
 
+/// Runs a kernel: name; blocks, threads, bytes of shared memory; parameters, with addresses of the
+/// host. Its result is 0, or the driver's business; `None` where it does not have the kernel.
+pub(crate) type Runner = Arc<dyn Fn(&str, (u32, u32, u32), &[u64]) -> Option<i32> + Send + Sync>;
+
 /// A kernel with its parameters **copied**, as a launch or a graph holds it.
 #[derive(Clone)]
 pub(super) struct Node {
@@ -124,6 +128,8 @@ pub(super) struct State {
     /// Bytes of each parameter, by length of the PTX text and entry.
     pub(super) signatures: HashMap<(usize, CString), Arc<[usize]>>,
     pub(super) plant: Option<Plant>,
+    /// Runs kernels in the place of the references.
+    pub(super) runner: Option<Runner>,
     pub(super) memories: plants::Remembered,
     pub(super) faults: Vec<Fault>,
     pub(super) log: Vec<&'static str>,
@@ -139,6 +145,7 @@ pub(super) struct State {
     pub(super) clock: u64,
     pub(super) memory_bytes: usize,
     pub(super) compute: (i32, i32),
+    pub(super) multiprocessors: i32,
     pub(super) devices: i32,
 }
 
@@ -168,6 +175,7 @@ impl State {
             unpacked: compute::Unpacked::default(),
             signatures: HashMap::new(),
             plant: None,
+            runner: None,
             memories: plants::Remembered::default(),
             faults: Vec::new(),
             log: Vec::new(),
@@ -181,6 +189,7 @@ impl State {
             clock: 0,
             memory_bytes: 1 << 30,
             compute: (9, 0),
+            multiprocessors: 4,
             devices: 1,
         }
     }
@@ -193,6 +202,7 @@ impl State {
         self.next_address = old.next_address;
         self.unpacked = old.unpacked;
         self.signatures = old.signatures;
+        self.runner = old.runner;
         for memory in old.memory.into_values().filter(|m| m.pinned) {
             std::mem::forget(memory);
         }
@@ -308,6 +318,13 @@ impl State {
         let (base, range) = self.find(address, bytes)?;
         let memory = self.memory.get_mut(&base).ok_or(code::ILLEGAL_ADDRESS)?;
         Ok(&mut memory.bytes_mut()[range])
+    }
+
+    /// Where an address really is; what is none stays as it is.
+    pub(super) fn on_host(&mut self, address: u64) -> u64 {
+        let Ok((base, range)) = self.find(address, 1) else { return address };
+        let memory = self.memory.get_mut(&base).map(|m| m.host() as u64);
+        memory.map_or(address, |host| host + range.start as u64)
     }
 
     /// Gives the allocation at `base` another address.

@@ -174,7 +174,7 @@ entries! {
         let answer = match attribute {
             1 => 1024,
             13 => 1_980_000,
-            16 => 4,
+            16 => s.multiprocessors,
             36 => 2_600_000,
             37 => 6144,
             38 => 50 << 20,

@@ -1,58 +1,102 @@
 // Runs CUDA kernels on the host: the threads of a block are fibres on one system thread, which change
-// only at barriers and shuffles. Blocks run one after another, so shared memory is static memory. The
-// order is always the same: a thread runs on until it must wait, the lowest number first. So a missing
-// barrier lets a thread read what its neighbours have not written yet.
+// only at barriers and where a warp exchanges values. Blocks run one after another, so shared memory
+// is static memory. A thread runs on until it must wait for its warp, a warp until it must wait for the
+// block, the lowest number first or the highest, as the launch says. So a missing barrier lets a warp
+// read what its neighbours have not written yet.
+// Copies to shared memory happen when they are waited for: a missing wait reads what was there before.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __device__
+#define __host__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static
 
 struct Dim { uint32_t x = 0, y = 1, z = 1; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct __half { uint16_t bits; };
+struct __half2 { __half x, y; };
+struct __nv_bfloat16 { uint16_t bits; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 inline Dim threadIdx, blockIdx, blockDim, gridDim;
 
+template <class To, class From>
+inline To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
 namespace shim {
 
-enum class State { ready, barrier, shuffle, ended };
+enum class State { fresh, ready, barrier, exchange, ended };
+
+// 16 bytes to shared memory, or zeros.
+struct Copy { uint8_t* to; const void* from; bool valid; };
+
+constexpr size_t STACK = 128 << 10;
 
 struct Fibre {
-    ucontext_t context;
-    std::vector<char> stack = std::vector<char>(64 << 10);
-    State state = State::ready;
-    uint32_t parity = 0;   // which of its two slots the next shuffle uses
-    uint32_t slots[2];
+    ucontext_t start;
+    jmp_buf here;
+    std::unique_ptr<char[]> stack{new char[STACK]};  // not touched before it is used
+    State state = State::fresh;
+    uint32_t parity = 0;       // which of its two slots the next exchange uses
+    uint32_t slots[2][6];
+    std::vector<Copy> open;    // copies of no group yet
+    std::deque<std::vector<Copy>> groups;
 };
 
-inline std::vector<Fibre> fibres;
-inline ucontext_t scheduler;
+inline std::deque<Fibre> fibres;
+inline jmp_buf scheduler;
 inline uint32_t current;
+inline bool backwards;  // the highest thread first
 inline std::function<void()> body;
 inline uint64_t ticks;
+alignas(128) inline uint8_t dynamic[256 << 10];  // shared memory whose size the launch gives
 
 inline void wait(State state) {
-    fibres[current].state = state;
-    swapcontext(&fibres[current].context, &scheduler);
+    Fibre& f = fibres[current];
+    f.state = state;
+    if (_setjmp(f.here) == 0) _longjmp(scheduler, 1);
 }
 
 inline void enter() {
     body();
     fibres[current].state = State::ended;
-    swapcontext(&fibres[current].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// Lets a fibre run until it waits or ends.
+__attribute__((noinline)) inline void resume(Fibre& f) {
+    const bool fresh = f.state == State::fresh;
+    f.state = State::ready;
+    if (_setjmp(scheduler) != 0) return;
+    if (fresh) setcontext(&f.start);
+    _longjmp(f.here, 1);
 }
 
 // Lets every fibre of `from` to `to` go on if all that have not ended wait in `state`.
@@ -68,94 +112,247 @@ inline bool release(State state, uint32_t from, uint32_t to) {
     return any;
 }
 
+// Lets the threads of a warp run until each has ended or waits for other warps.
+inline void run_warp(uint32_t warp, uint32_t threads) {
+    const uint32_t from = 32 * warp, to = from + 32 < threads ? from + 32 : threads;
+    do {
+        for (uint32_t n = from; n < to; n++) {
+            const uint32_t i = backwards ? from + to - 1 - n : n;
+            const State state = fibres[i].state;
+            if (state != State::ready && state != State::fresh) continue;
+            threadIdx.x = current = i;
+            resume(fibres[i]);
+        }
+    } while (release(State::exchange, from, to));
+}
+
 // 0, or 1 where threads wait for one another in vain.
 inline int run_block(uint32_t threads) {
     for (uint32_t i = 0; i < threads; i++) {
         Fibre& f = fibres[i];
-        f.state = State::ready;
+        f.state = State::fresh;
         f.parity = 0;
-        getcontext(&f.context);
-        f.context.uc_stack = {f.stack.data(), 0, f.stack.size()};
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, enter, 0);
+        f.open.clear();
+        f.groups.clear();
+        getcontext(&f.start);
+        f.start.uc_stack = {f.stack.get(), 0, STACK};
+        f.start.uc_link = nullptr;
+        makecontext(&f.start, enter, 0);
     }
+    const uint32_t warps = (threads + 31) / 32;
     for (;;) {
-        bool ran = false, waiting = false;
-        for (current = 0; current < threads; current++) {
-            if (fibres[current].state != State::ready) continue;
-            threadIdx.x = current;
-            swapcontext(&scheduler, &fibres[current].context);
-            ran = true;
+        bool waiting = false;
+        for (uint32_t n = 0; n < warps; n++) {
+            run_warp(backwards ? warps - 1 - n : n, threads);
         }
-        for (uint32_t w = 0; w < threads; w += 32) {
-            ran |= release(State::shuffle, w, w + 32 < threads ? w + 32 : threads);
-        }
-        ran |= release(State::barrier, 0, threads);
         for (uint32_t i = 0; i < threads; i++) waiting |= fibres[i].state != State::ended;
         if (!waiting) return 0;
-        if (!ran) return 1;
+        if (!release(State::barrier, 0, threads)) return 1;
     }
 }
 
-inline int launch(uint32_t grid, uint32_t threads, std::function<void()> kernel) {
-    if (fibres.size() < threads) fibres = std::vector<Fibre>(threads);
+inline int launch(uint32_t grid, uint32_t threads, uint32_t shared, std::function<void()> kernel) {
+    while (fibres.size() < threads) fibres.emplace_back();
+    if (shared > sizeof dynamic) return 2;
     body = std::move(kernel);
     gridDim.x = grid;
     blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) {
+        memset(dynamic, 0xFF, shared);  // not a number
         if (run_block(threads) != 0) return 1;
     }
     return 0;
 }
 
-// The value of thread `from` of this warp, once all its lanes are here.
-inline uint32_t shuffle_from(uint32_t value, uint32_t from) {
+// A parameter from its 8-byte slot.
+template <class T>
+T parameter(uint64_t slot) {
+    T value;
+    memcpy(&value, &slot, sizeof value);
+    return value;
+}
+
+template <class... A, size_t... I>
+int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
+         const uint64_t* slots, bool order, std::index_sequence<I...>) {
+    backwards = order;
+    return launch(grid, block, shared, [=] { kernel(parameter<A>(slots[I])...); });
+}
+template <class... A>
+int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
+         const uint64_t* slots, bool order) {
+    return call(kernel, grid, block, shared, slots, order, std::index_sequence_for<A...>());
+}
+
+// Shows a value to the warp. What any lane has shown, once all lanes are here.
+template <class T>
+struct Exchange {
+    static_assert(sizeof(T) <= sizeof(Fibre::slots[0]));
+    uint32_t parity;
+    explicit Exchange(T own) {
+        Fibre& f = fibres[current];
+        parity = f.parity;
+        memcpy(f.slots[parity], &own, sizeof own);
+        f.parity ^= 1;
+        wait(State::exchange);
+    }
+    T of(uint32_t lane) const {
+        T value;
+        memcpy(&value, fibres[(current & ~31u) + lane % 32].slots[parity], sizeof value);
+        return value;
+    }
+};
+
+// What the PTX of the sources does on one thread; `mod.rs` says which instruction is which function.
+template <class... A> void nothing(A&&...) {}
+inline void clock(uint64_t& t) { t = ++ticks; }
+inline void thread_index(uint32_t& t) { t = threadIdx.x; }
+template <class T> void lane_index(T& lane) { lane = threadIdx.x % 32; }
+inline uint16_t half(float v) { return bits_as<uint16_t>(static_cast<_Float16>(v)); }
+inline float from_half(uint16_t v) { return static_cast<float>(bits_as<_Float16>(v)); }
+template <class T> void store_half(T* at, float v) { at->bits = half(v); }
+inline void widen(float& low, float& high, uint32_t pair) {
+    low = from_half(static_cast<uint16_t>(pair)), high = from_half(static_cast<uint16_t>(pair >> 16));
+}
+inline void max_nan(float& out, float a, float b) { out = a != a || b != b ? NAN : fmaxf(a, b); }
+inline void power_of_two(float& y, float x) { y = exp2f(x); }
+inline void load_words(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, const void* at) {
+    const uint4 v = *static_cast<const uint4*>(at);
+    x = v.x, y = v.y, z = v.z, w = v.w;
+}
+inline void copy_async(uint32_t to, const void* from, int bytes) {
+    fibres[current].open.push_back({dynamic + static_cast<int32_t>(to), from, bytes != 0});
+}
+inline void commit() {
     Fibre& f = fibres[current];
-    const uint32_t self = current, parity = f.parity;
-    f.slots[parity] = value;
-    f.parity ^= 1;
-    wait(State::shuffle);
-    threadIdx.x = self;
-    return fibres[from].slots[parity];
+    f.groups.push_back(std::move(f.open));
+    f.open.clear();
 }
-// The value of the lane whose number differs from this one's by `mask`.
-inline uint32_t shuffle(uint32_t value, uint32_t mask) { return shuffle_from(value, current ^ mask); }
-
-inline uint64_t clock() { return ++ticks; }
-
-inline uint16_t half(float v) {
-    const _Float16 h = static_cast<_Float16>(v);
-    uint16_t bits;
-    memcpy(&bits, &h, 2);
-    return bits;
+inline void wait_groups(size_t left) {
+    auto& groups = fibres[current].groups;
+    for (; groups.size() > left; groups.pop_front()) {
+        for (const Copy& c : groups.front()) {
+            if (c.valid) memcpy(c.to, c.from, 16);
+            else memset(c.to, 0, 16);
+        }
+    }
 }
+
+// D += A B over a warp, A 16 x K by rows and B K x 8 by columns, in words of EACH elements: lane
+// 4g + t has rows g and g + 8 of A and D, column g of B, columns 2t and 2t + 1 of D.
+template <int EACH, class Sum, class D, class ElementA, class ElementB>
+void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6], ElementA a_of, ElementB b_of) {
+    struct Words { uint32_t w[6]; };
+    Words words;
+    memcpy(words.w, own, sizeof own);
+    const Exchange<Words> all(words);
+    const uint32_t g = current % 32 / 4, t = current % 4;
+    D* const d[4] = {&d0, &d1, &d2, &d3};
+    for (uint32_t i = 0; i < 4; i++) {
+        Sum sum = 0;
+        for (uint32_t k = 0; k < 8 * EACH; k++) {
+            const uint32_t part = k / (4 * EACH), lane = k % (4 * EACH) / EACH, at = k % EACH;
+            const uint32_t a = all.of(4 * g + lane).w[2 * part + i / 2];
+            const uint32_t b = all.of(4 * (2 * t + i % 2) + lane).w[4 + part];
+            sum += static_cast<Sum>(a_of(a, at)) * static_cast<Sum>(b_of(b, at));
+        }
+        *d[i] = static_cast<D>(static_cast<Sum>(*d[i]) + sum);
+    }
+}
+
+inline int signed_byte(uint32_t w, uint32_t at) { return static_cast<int8_t>(w >> (8 * at)); }
+inline int unsigned_byte(uint32_t w, uint32_t at) { return static_cast<uint8_t>(w >> (8 * at)); }
+inline float half_of(uint32_t w, uint32_t at) { return from_half(static_cast<uint16_t>(w >> (16 * at))); }
+inline float bfloat_of(uint32_t w, uint32_t at) { return bits_as<float>(w >> (16 * at) << 16); }
+
+#define MATRIX(NAME, EACH, SUM, D, A_OF, B_OF)                                                      \
+    inline void NAME(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
+                     uint32_t b0, uint32_t b1) {                                                    \
+        matrix<EACH, SUM>(d0, d1, d2, d3, {a0, a1, a2, a3, b0, b1}, A_OF, B_OF);                    \
+    }
+MATRIX(matrix_signed, 4, int, int, signed_byte, signed_byte)
+MATRIX(matrix_unsigned, 4, int, int, unsigned_byte, signed_byte)
+MATRIX(matrix_half, 2, double, float, half_of, half_of)
+MATRIX(matrix_bfloat, 2, double, float, bfloat_of, bfloat_of)
+#undef MATRIX
 
 }  // namespace shim
 
 inline void __syncthreads() { shim::wait(shim::State::barrier); }
 inline void __threadfence_system() {}
+// An address in shared memory, as the 32 bits that instructions take.
+inline size_t __cvta_generic_to_shared(const void* p) {
+    return static_cast<size_t>(static_cast<const uint8_t*>(p) - shim::dynamic);
+}
 
-inline uint32_t __float_as_uint(float v) { uint32_t u; memcpy(&u, &v, 4); return u; }
-inline float __uint_as_float(uint32_t u) { float v; memcpy(&v, &u, 4); return v; }
-inline float __int_as_float(int32_t i) { return __uint_as_float(static_cast<uint32_t>(i)); }
+inline uint32_t __float_as_uint(float v) { return bits_as<uint32_t>(v); }
+inline float __uint_as_float(uint32_t u) { return bits_as<float>(u); }
+inline float __int_as_float(int32_t i) { return bits_as<float>(i); }
+inline float __int2float_rn(int i) { return static_cast<float>(i); }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __shfl_xor_sync(uint32_t, float v, int mask) {
-    return __uint_as_float(shim::shuffle(__float_as_uint(v), static_cast<uint32_t>(mask)));
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __half2float(__half h) { return shim::from_half(h.bits); }
+inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
+inline __half __float2half_rn(float v) { return {shim::half(v)}; }
+inline float __bfloat162float(__nv_bfloat16 v) { return __uint_as_float(static_cast<uint32_t>(v.bits) << 16); }
+// To nearest, ties to even; finite values.
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+    const uint32_t u = __float_as_uint(v);
+    return {static_cast<uint16_t>((u + 0x7FFF + (u >> 16 & 1)) >> 16)};
 }
-inline uint32_t __shfl_xor_sync(uint32_t, uint32_t v, int mask) {
-    return shim::shuffle(v, static_cast<uint32_t>(mask));
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b >> 32; }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<unsigned __int128>(a) * b >> 64; }
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t select) {
+    const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        out |= static_cast<uint32_t>(bytes >> (8 * (select >> (4 * i) & 7)) & 0xFF) << (8 * i);
+    }
+    return out;
 }
-inline float __shfl_sync(uint32_t, float v, int lane) {
-    const uint32_t from = (shim::current & ~31u) + static_cast<uint32_t>(lane);
-    return __uint_as_float(shim::shuffle_from(__float_as_uint(v), from));
+template <class A, class B>
+std::common_type_t<A, B> min(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b);
 }
-inline uint32_t __shfl_sync(uint32_t, uint32_t v, int lane) {
-    return shim::shuffle_from(v, (shim::current & ~31u) + static_cast<uint32_t>(lane));
+template <class A, class B>
+std::common_type_t<A, B> max(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
 }
+
+template <class T>
+T __shfl_xor_sync(uint32_t, T v, int mask) {
+    return shim::Exchange<T>(v).of(shim::current % 32 ^ static_cast<uint32_t>(mask));
+}
+// What a test plants in the place of one exchange.
+template <class T>
+T wrong_lane(uint32_t mask, T v, int lane) {
+    return __shfl_xor_sync(mask, v, lane / 2);
+}
+template <class T>
+T __shfl_sync(uint32_t, T v, int lane) {
+    return shim::Exchange<T>(v).of(static_cast<uint32_t>(lane));
+}
+inline uint32_t __reduce_max_sync(uint32_t, uint32_t v) {
+    const shim::Exchange<uint32_t> all(v);
+    for (uint32_t lane = 0; lane < 32; lane++) v = max(v, all.of(lane));
+    return v;
+}
+inline void __syncwarp() { shim::Exchange<uint32_t> all(0); }
+inline bool __any_sync(uint32_t, bool v) { return __reduce_max_sync(~0u, v) != 0; }
 inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
     const uint32_t old = *at;
     *at = old >= most ? 0 : old + 1;
     return old;
 }
-template <typename T> inline T __ldcg(const T* at) { return *at; }
-template <typename T> inline T __ldg(const T* at) { return *at; }
+template <class T>
+T atomicAdd(T* at, T v) {
+    const T old = *at;
+    *at += v;
+    return old;
+}
+template <class T> T __ldcg(const T* at) { return *at; }
+template <class T> T __ldg(const T* at) { return *at; }

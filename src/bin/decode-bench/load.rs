@@ -122,6 +122,7 @@ pub(crate) fn options(
         debug: environment.debug,
         persistent: args.persistent,
         trace: false,
+        red_zones: false,
     })
 }
 

@@ -34,11 +34,20 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
     let base =
         SessionOptions { kv: Some(kv), ..load::options(&args.engine, args.n_gen, environment)? };
     let on = |backend, mode, fused| SessionOptions { backend, mode, fused, ..base.clone() };
+    // The graph has the memory that every run has; what must equal it, the plain plan and the
+    // launches one by one, has red zones around it.
+    let zoned =
+        |mode, fused| SessionOptions { red_zones: true, ..on(BackendChoice::Cuda, mode, fused) };
     let run = |name: &str, options: &SessionOptions| -> Result<(Passage, Passage)> {
         let mut session = load::open(&model, options, environment)?;
+        // Not a number, and a number: what nobody has written must show.
+        session.poison(0xFF)?;
         let given = Passage::given(&mut session, &tokens, name, environment)?;
+        session.poison(0x7E)?;
         let first = tokens.first().copied().unwrap_or(0);
-        Ok((given, Passage::free(&mut session, first, args.n_gen)?))
+        let free = Passage::free(&mut session, first, args.n_gen)?;
+        session.check_red_zones()?;
+        Ok((given, free))
     };
     let reference = run("cpu, plain", &on(BackendChoice::Cpu, Mode::Eager, false))?;
     // Each with the earlier one that it must equal in every bit.
@@ -47,8 +56,8 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
             let (graph, eager) = ("cuda, graph, fused", "cuda, eager, fused");
             &[
                 (graph, on(BackendChoice::Cuda, Mode::Graph, true), None),
-                (eager, on(BackendChoice::Cuda, Mode::Eager, true), Some(graph)),
-                ("cuda, graph, plain", on(BackendChoice::Cuda, Mode::Graph, false), None),
+                (eager, zoned(Mode::Eager, true), Some(graph)),
+                ("cuda, graph, plain", zoned(Mode::Graph, false), None),
             ]
         } else {
             &[("cpu, fused", on(BackendChoice::Cpu, Mode::Eager, true), Some("cpu, plain"))]

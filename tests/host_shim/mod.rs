@@ -1,0 +1,255 @@
+//! The kernels' own sources, compiled for the host with `shim.h`. Needs `g++`, as the crate's
+//! dependencies do.
+//!
+//! The code is that for compute capability 8.0: without the copies and waits that later devices have.
+//! Shows what a kernel computes and that its threads wait where they must; shows nothing of memory
+//! orders, of blocks that run at the same time, or of what only the device's compiler does.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(unsafe_code, reason = "calls libraries that were just compiled")]
+
+use decode_graph::cuda::kernels;
+use libloading::{Library, Symbol};
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Inline PTX, by a part of its text, and the function of `shim.h` that does it with the same
+/// operands, outputs first. The first that fits counts.
+const KNOWN: [(&str, &str); 22] = [
+    ("fence.acq_rel.gpu", "nothing"),
+    ("prefetch.global", "nothing"),
+    ("globaltimer", "clock"),
+    ("and.b32 %0, %0, 31", "lane_index"),
+    ("mov.u32 %0, %%tid.x", "thread_index"),
+    ("st.global.b16", "store_half"),
+    ("cvt.f32.f16 %0, l", "widen"),
+    ("max.NaN.f32", "max_nan"),
+    ("ex2.approx", "power_of_two"),
+    ("ld.global.cg.v4.u32", "load_words"),
+    ("cp.async.cg.shared.global", "copy_async"),
+    ("cp.async.commit_group", "commit"),
+    ("cp.async.wait_group", "wait_groups"),
+    ("s32.s8.s8.s32", "matrix_signed"),
+    ("s32.u8.s8.s32", "matrix_unsigned"),
+    ("f32.f16.f16.f32", "matrix_half"),
+    ("f32.bf16.bf16.f32", "matrix_bfloat"),
+    // Of later devices, which are not compiled for.
+    ("griddepcontrol", "nothing"),
+    ("mbarrier", "nothing"),
+    ("createpolicy", "nothing"),
+    ("cp.async.bulk", "nothing"),
+    // No instruction: a hint to the compiler.
+    ("\"\"", "nothing"),
+];
+
+/// The end of what an opening parenthesis, just before `text`, encloses.
+fn closing(text: &str) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (1, false, false);
+    for (i, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => {
+                depth -= 1;
+                if depth == 0 {
+                    return i;
+                }
+            }
+            _ => {}
+        }
+    }
+    panic!("a parenthesis is not closed: {text}");
+}
+
+/// The operands of an asm statement, `"constraint"(operand)` each, in order.
+fn operands(statement: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut rest = statement;
+    while let Some(at) = rest.find("\"(") {
+        rest = &rest[at + 2..];
+        let end = closing(rest);
+        found.push(&rest[..end]);
+        rest = &rest[end..];
+    }
+    found
+}
+
+/// Replaces inline PTX by calls of `shim.h`. PTX that is not known here stays, and does not compile.
+fn without_ptx(source: &str) -> String {
+    let mut out = String::new();
+    let mut rest = source;
+    while let Some(at) = rest.find("asm") {
+        let after = rest[at + 3..].trim_start();
+        let after = after.strip_prefix("volatile").unwrap_or(after);
+        let Some(statement) = after.strip_prefix('(') else {
+            out.push_str(&rest[..at + 3]);
+            rest = &rest[at + 3..];
+            continue;
+        };
+        let end = closing(statement);
+        let (statement, after) = (&statement[..end], &statement[end + 1..]);
+        out.push_str(&rest[..at]);
+        match KNOWN.iter().find(|(ptx, _)| statement.contains(ptx)) {
+            Some((_, name)) => {
+                out.push_str(&format!("shim::{name}({})", operands(statement).join(", ")));
+            }
+            None => out.push_str(&format!("asm({statement})")),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// As the host's compiler takes it.
+fn for_the_host(source: &str) -> String {
+    const DYNAMIC: &str = "extern __shared__ __align__(128) uint8_t shared_memory[];";
+    without_ptx(source)
+        .replace(DYNAMIC, "uint8_t* const shared_memory = shim::dynamic;")
+        .replace("#include <cuda_", "// #include <cuda_")
+}
+
+/// The source of a module and its definitions, as `ptx/build.sh` has them.
+fn source_of(module: &str) -> (&'static str, Vec<String>) {
+    let define = |name: &str, value: &str| format!("-D{name}={value}");
+    if let Some(kind) = module.strip_prefix("attention_") {
+        return ("attention.cu", vec![define("KV_F16", if kind == "f16" { "1" } else { "0" })]);
+    }
+    for (prefix, source) in [("gemv_", "gemv.cu"), ("expert_", "expert.cu")] {
+        if let Some(format) = module.strip_prefix(prefix) {
+            return (source, vec![define("FORMAT", format)]);
+        }
+    }
+    if let Some(pair) = module.strip_prefix("qkv_") {
+        let formats = decode_graph::quant::QuantFormat::ALL.map(|f| f.suffix());
+        let pair = formats.into_iter().find_map(|a| {
+            let b = pair.strip_prefix(a)?.strip_prefix('_')?;
+            formats.contains(&b).then_some((a, b))
+        });
+        let (a, b) = pair.unwrap();
+        return ("qkv.cu", vec![define("FORMAT_A", a), define("FORMAT_B", b)]);
+    }
+    match module {
+        "elementwise" => ("elementwise.cu", vec![]),
+        "sample" => ("sample.cu", vec![]),
+        _ => panic!("{module} is not compiled for the host"),
+    }
+}
+
+/// The module that has an entry point of this name.
+pub(crate) fn module_of(kernel: &str) -> Option<&'static str> {
+    let entry = format!(".entry {kernel}(");
+    kernels::modules().find(|m| kernels::ptx(m, (8, 0)).unwrap().contains(&entry))
+}
+
+/// Compiled modules; each when it is first asked for.
+pub(crate) struct Kernels {
+    folder: tempfile::TempDir,
+    modules: Mutex<HashMap<&'static str, Library>>,
+    /// How often each kernel has run.
+    runs: Mutex<HashMap<String, u32>>,
+}
+
+impl Kernels {
+    /// The sources after `change` was made to each; it gets the file's name first.
+    pub(crate) fn new(change: impl Fn(&str, String) -> String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ptx = Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx");
+        for part in ["", "formats"] {
+            std::fs::create_dir_all(folder.path().join(part)).unwrap();
+            for entry in std::fs::read_dir(ptx.join(part)).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                if name.ends_with(".cu") || name.ends_with(".cuh") {
+                    let source = std::fs::read_to_string(&path).unwrap();
+                    let source = change(name, for_the_host(&source));
+                    std::fs::write(folder.path().join(part).join(name), source).unwrap();
+                }
+            }
+        }
+        Self { folder, modules: Mutex::default(), runs: Mutex::default() }
+    }
+
+    fn compile(&self, module: &str) -> Library {
+        let (source, definitions) = source_of(module);
+        let text = kernels::ptx(module, (8, 0)).unwrap();
+        let mut main = format!("#include \"shim.h\"\n#include \"{source}\"\n");
+        for entry in text.split(".entry ").skip(1) {
+            let name = entry.split('(').next().unwrap();
+            main.push_str(&format!(
+                "extern \"C\" int run_{name}(uint32_t grid, uint32_t block, uint32_t shared, \
+                 const uint64_t* slots, bool order) {{ return shim::call({name}, grid, block, shared, \
+                 slots, order); }}\n"
+            ));
+        }
+        let file =
+            |ending: &str| -> PathBuf { self.folder.path().join(format!("{module}.{ending}")) };
+        std::fs::write(file("cpp"), main).unwrap();
+        let output = Command::new("g++")
+            .args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"])
+            .args(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-gnu-unique"])
+            .args(definitions)
+            .arg("-I")
+            .arg(self.folder.path())
+            .arg("-I")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host_shim"))
+            .arg(file("cpp"))
+            .arg("-o")
+            .arg(file("so"))
+            .output()
+            .expect("g++ compiles the kernels for the host: install it");
+        assert!(output.status.success(), "{module}: {}", String::from_utf8_lossy(&output.stderr));
+        // SAFETY: made just now from the sources of this repository.
+        unsafe { Library::new(file("so")) }.unwrap()
+    }
+
+    /// Compiles the modules of these kernels that were not asked for yet, two at a time.
+    pub(crate) fn prepare<'a>(&self, kernels: impl IntoIterator<Item = &'a str>) {
+        let asked: BTreeSet<_> = kernels.into_iter().filter_map(module_of).collect();
+        let missing: Vec<_> =
+            asked.into_iter().filter(|m| !self.modules.lock().contains_key(m)).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(module) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let library = self.compile(module);
+                self.modules.lock().insert(module, library);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(work);
+            scope.spawn(work);
+        });
+    }
+
+    /// Runs a kernel on parameters of 8 bytes each, addresses being the host's: 0, or 1 where threads
+    /// wait for one another in vain, or 2 where there is less shared memory. `None` where no module
+    /// has it. The threads take turns from the first on, and from the last on when the kernel runs
+    /// the next time.
+    pub(crate) fn run(
+        &self,
+        kernel: &str,
+        (grid, block, shared): (u32, u32, u32),
+        slots: &[u64],
+    ) -> Option<i32> {
+        type Run = unsafe extern "C" fn(u32, u32, u32, *const u64, bool) -> i32;
+        let module = module_of(kernel)?;
+        let mut modules = self.modules.lock();
+        let library = modules.entry(module).or_insert_with(|| self.compile(module));
+        let backwards = {
+            let mut runs = self.runs.lock();
+            let runs = runs.entry(kernel.to_owned()).or_default();
+            *runs += 1;
+            runs.is_multiple_of(2)
+        };
+        let symbol = format!("run_{kernel}");
+        // SAFETY: `compile` defines it with this type.
+        let run: Symbol<'_, Run> = unsafe { library.get(symbol.as_bytes()) }.unwrap();
+        // SAFETY: as many parameters as the kernel has, of its types: the caller's.
+        Some(unsafe { run(grid, block, shared, slots.as_ptr(), backwards) })
+    }
+}
