@@ -230,7 +230,7 @@ impl Instruction {
         let span = best.or_else(|| spans().next())?;
         let parts = units.div_ceil(span);
         // Tiles in pairs, and a thread for each of their rows.
-        let at_once = (SUMS / parts & !1).min(32 * WARPS / tile::ROWS as u32);
+        let at_once = ((SUMS / parts) & !1).min(32 * WARPS / tile::ROWS as u32);
         let inverse = 4096 / parts + 1;
         self.slots[at::UNITS] =
             Slot::Words(units | span << 16 | parts << 24, at_once | shift << 8 | inverse << 16);
