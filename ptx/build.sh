@@ -24,6 +24,7 @@ attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 persistent         persistent.cu  -                                -
 sample             sample.cu      -                                0
+stamp              stamp.cu       -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
     echo "gemv_$f gemv.cu -DFORMAT=$f$([[ $f == q[46]_k ]] && echo ,-DQKV_GAINS=1)" \
         "$([[ $f == q6_k ]] && echo 20 || echo 0)"

@@ -47,4 +47,5 @@
     ("qkv_q5_0_q8_0", include_str!("qkv_q5_0_q8_0.sm80.ptx"), include_str!("qkv_q5_0_q8_0.sm90.ptx")),
     ("qkv_q5_k_q6_k", include_str!("qkv_q5_k_q6_k.sm80.ptx"), include_str!("qkv_q5_k_q6_k.sm90.ptx")),
     ("sample", include_str!("sample.sm80.ptx"), include_str!("sample.sm90.ptx")),
+    ("stamp", include_str!("stamp.sm80.ptx"), include_str!("stamp.sm90.ptx")),
 ]

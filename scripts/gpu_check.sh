@@ -26,9 +26,14 @@ check() {
 
 for test in "$@"; do
     name=test-$(basename "$test" | sed 's/-[0-9a-f]*$//')
-    # Its long runs take minutes, and its figures are for the table.
+    # Long runs, or hundreds of engines, take minutes; figures are for the table.
     case $name in
+        test-gpu_formats) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
         test-gpu_trust) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
+        test-gpu_engine)
+            check "$name" "$test" --test-threads=1
+            DECODE_GRAPH_CHAIN=1 check "$name-chain" "$test" --test-threads=1
+            ;;
         *) check "$name" "$test" --test-threads=1 ;;
     esac
 done
@@ -47,6 +52,12 @@ for shape in $shapes; do
         check "run-$name-$mode" "$bench" run --synthetic "$shape" --backend cuda --mode "$mode" -n 512 -r 3 -o json
     done
 done
+for shape in ${CAPTURED:-llama-3.2-1b:q4_k_m qwen3-8b:q4_k_m gemma-3-270m:q4_k_m}; do
+    name=${shape//[:.]/-}
+    check "captured-$name" "$bench" graph --synthetic "$shape" --captured
+    check "profile-$name" "$bench" profile --synthetic "$shape" --backend cuda
+done
+check bisect-tiny "$bench" verify --synthetic tiny --backend cuda --bisect
 check run-both "$bench" run --synthetic llama-3.2-1b:q4_k_m --backend cuda --mode both -n 1024 -r 5 -v
 check draw "$bench" generate --synthetic llama-3.2-1b:q4_k_m --backend cuda --prompt-ids 1,2,3 --temp 0.8 -n 64 --ignore-eos -o json
 [ -z "${DEPTH:-}" ] || check "run-depth-$DEPTH" "$bench" run --synthetic llama-3.1-8b:q4_k_m --backend cuda -d "$DEPTH" -n 128 -r 3 -o json

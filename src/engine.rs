@@ -1,8 +1,11 @@
 //! What a session asks of whoever computes, the CPU reference or a CUDA device, and the words that
 //! they share.
 
+mod look;
 mod seeded;
 
+pub use look::{Look, StepFilter, Written};
+pub(crate) use look::{Outputs, row_at, written_cache};
 pub(crate) use seeded::{CacheHalf, fill_row, stream};
 
 use crate::error::Result;
@@ -112,6 +115,16 @@ pub(crate) trait Engine {
     fn poison(&mut self, byte: u8) -> Result<()>;
     /// An error where a kernel wrote outside its buffers, if the engine was made to look for it.
     fn check_red_zones(&mut self) -> Result<()>;
+    /// The clock before the first step and at the end of each, `[tokens][steps + 1]` nanoseconds, of
+    /// the last `tokens` tokens, oldest first; empty where none are kept.
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>>;
+    /// Opens or closes the range that profilers record.
+    fn profiler_range(&mut self, open: bool) -> Result<()>;
+    /// Debug lines are of these steps only, from here on.
+    fn look(&mut self, look: Look);
+    /// Computes `position` with the input `token`, and gives what step `step` of the plan wrote
+    /// there. The next step must be sought anew.
+    fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>>;
     /// Debug lines go to `out` from here on; the log until then.
     fn debug_to(&mut self, out: Box<dyn Write + Send>);
 }

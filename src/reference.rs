@@ -3,11 +3,12 @@
 use crate::arch::read_vector;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{
-    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, fill_row, stream,
+    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Outputs, Written,
+    fill_row, stream,
 };
 use crate::error::{Defect, Error, Result};
 use crate::ops::{Buf, HostMemory, HostState, HostWeight, Summary};
-use crate::plan::{DecodePlan, WeightSpec};
+use crate::plan::{DecodePlan, Step, WeightSpec};
 use rayon::prelude::*;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -126,15 +127,23 @@ pub(crate) struct CpuEngine {
     /// First forced position and the inputs from there on.
     forced: (u32, Vec<u32>),
     load_seconds: f64,
+    /// Where the clock of `stamps` starts.
+    start: Instant,
+    /// The clock before the first step and at the end of each, ns, if it is kept: of the last run.
+    stamps: Option<Vec<u64>>,
+    /// Which steps debug lines are of.
+    look: Look,
     /// Where debug lines go, if not to the log.
     out: Option<Box<dyn Write + Send>>,
 }
 
 impl CpuEngine {
+    /// `stamps` is where the clock is kept, if it is.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         plan: &DecodePlan,
         debug: DebugLevel,
+        stamps: Option<Vec<u64>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let start = Instant::now();
@@ -146,6 +155,9 @@ impl CpuEngine {
             info: cpu_info(),
             forced: (0, Vec::new()),
             load_seconds: start.elapsed().as_secs_f64(),
+            start,
+            stamps,
+            look: Look::default(),
             out: None,
         })
     }
@@ -167,13 +179,11 @@ fn cpu_info() -> DeviceInfo {
 }
 
 /// A step's label, op and shape, and what it wrote.
-fn told(plan: &DecodePlan, position: u32, step: usize, memory: &HostMemory) -> String {
-    let step = &plan.steps[step];
+fn told(position: u32, step: &Step, written: &[Written]) -> String {
     let op = step.op.describe();
     let mut line = format!("position {position} {} {} {}", step.label, op.name(), op.shape());
-    for b in op.writes() {
-        let name = &plan.buffers[b.0 as usize].name;
-        let _ = write!(line, " | {name} {}", Summary::of(memory.buf(b)));
+    for w in written {
+        let _ = write!(line, " | {} {}", w.name, Summary::of(&w.values));
     }
     line
 }
@@ -207,21 +217,43 @@ impl Engine for CpuEngine {
     }
 
     fn run(&mut self, steps: u32, sink: &mut dyn FnMut(Chosen) -> ControlFlow<()>) -> Result<u32> {
+        if let Some(stamps) = &mut self.stamps {
+            stamps.clear();
+        }
+        let start = self.start;
+        let stamp = |stamps: &mut Option<Vec<u64>>| {
+            if let Some(stamps) = stamps {
+                stamps.push(start.elapsed().as_nanos() as u64);
+            }
+        };
         for step in 0..steps {
             let position = self.memory.state.position;
             self.memory.state.token = self.input(position);
             let (plan, debug, out) = (&self.plan, self.debug, &mut self.out);
+            let (stamps, look) = (&mut self.stamps, &self.look);
+            let mut kept = Ok(());
+            stamp(stamps);
             interpret_with(plan, &mut self.memory, &mut |i, memory| {
-                if debug == DebugLevel::Off {
+                stamp(stamps);
+                let step = &plan.steps[i];
+                if debug == DebugLevel::Off || !look.steps.selects(&step.label) {
                     return;
                 }
-                let line = told(plan, position, i, memory);
+                let mut from = memory;
+                let written = match from.all(plan, step, position) {
+                    Ok(written) if kept.is_ok() => written,
+                    Ok(_) => return,
+                    Err(error) => return kept = Err(error),
+                };
+                kept = look.keep(position, &step.label, &written);
+                let line = told(position, step, &written);
                 match out {
                     // A reader that went away does not stop the computation.
                     Some(out) => drop(writeln!(out, "{line}")),
                     None => log::info!("{line}"),
                 }
             })?;
+            kept?;
             self.memory.state.position = position + 1;
             let token = self.memory.state.next;
             if sink(Chosen { position, token, device_ns: None }).is_break() {
@@ -248,6 +280,37 @@ impl Engine for CpuEngine {
 
     /// A reference that reached outside its buffers would have panicked.
     fn check_red_zones(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        let all = self.stamps.as_deref().unwrap_or_default();
+        let wanted = tokens as usize * (self.plan.steps.len() + 1);
+        Ok(all[all.len().saturating_sub(wanted)..].to_vec())
+    }
+
+    fn look(&mut self, look: Look) {
+        self.look = look;
+    }
+
+    fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>> {
+        self.memory.state = HostState { position, token, ..HostState::default() };
+        let plan = &self.plan;
+        let mut written = Ok(Vec::new());
+        let done = interpret_with(plan, &mut self.memory, &mut |i, memory| {
+            if let Some(here) = plan.steps.get(i).filter(|_| i == step) {
+                let mut from = memory;
+                written = from.all(plan, here, position);
+            }
+        });
+        // What the steps wrote is there, finite or not.
+        if self.memory.state.finite {
+            done?;
+        }
+        written
+    }
+
+    fn profiler_range(&mut self, _open: bool) -> Result<()> {
         Ok(())
     }
 

@@ -1,10 +1,13 @@
 //! A model that is being decoded: picks graph, eager or reference once, then tokens in, tokens
 //! out.
 
-pub use crate::engine::{Chosen, DebugLevel, DeviceInfo, EngineStats, Mode};
+pub use crate::engine::{
+    Chosen, DebugLevel, DeviceInfo, EngineStats, Look, Mode, StepFilter, Written,
+};
 
 use crate::arch::{self, PlanOptions};
 use crate::checkpoint::Checkpoint;
+use crate::cuda::driver::nvtx;
 use crate::cuda::{CudaEngine, CudaOptions};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -45,9 +48,11 @@ pub struct SessionOptions {
     pub sampling: Option<Sampling>,
     /// What is told about each step.
     pub debug: DebugLevel,
-    /// On CUDA, the whole token in the persistent kernel, where the plan has a program.
+    /// On CUDA, the whole token in the persistent kernel, where the device and the plan allow it; else,
+    /// and without this, a kernel a step.
     pub persistent: bool,
-    /// On CUDA, the persistent kernel keeps readings of the clock.
+    /// Readings of the clock are kept: [`DecodeSession::stamps`], and of the persistent kernel
+    /// [`DecodeSession::trace`].
     pub trace: bool,
     /// On CUDA, buffers and caches lie between bytes that no kernel may touch: for
     /// [`DecodeSession::check_red_zones`].
@@ -65,7 +70,7 @@ impl Default for SessionOptions {
             fused: true,
             sampling: None,
             debug: DebugLevel::default(),
-            persistent: false,
+            persistent: true,
             trace: false,
             red_zones: false,
         }
@@ -128,6 +133,7 @@ impl DecodeSession {
         options: &SessionOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        let _range = nvtx::range(c"load");
         let (plan, engine) = match options.backend {
             BackendChoice::Cpu => cpu(checkpoint, options, progress)?,
             BackendChoice::Cuda => cuda(checkpoint, options, progress)?,
@@ -145,6 +151,12 @@ impl DecodeSession {
     /// Sends the lines of [`SessionOptions::debug`] to `out`; they go to the log until then.
     pub fn debug_to(&mut self, out: Box<dyn Write + Send>) {
         self.engine.debug_to(out);
+    }
+
+    /// Only the steps of `look` are told about by [`SessionOptions::debug`], and what they write is
+    /// kept where it says.
+    pub fn look(&mut self, look: Look) {
+        self.engine.look(look);
     }
 
     /// `cuda` or `cpu`.
@@ -368,6 +380,49 @@ impl DecodeSession {
         self.engine.check_red_zones()
     }
 
+    /// The clock before the first step of a token and at the end of each step,
+    /// `[tokens][steps + 1]` nanoseconds, of the last `tokens` tokens (1,024 at most are kept), oldest
+    /// first; empty unless asked for, and where steps are issued one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        self.engine.stamps(tokens)
+    }
+
+    /// Computes the current position with the input `token`, and gives what step `step` of the plan
+    /// wrote there: the buffers and the row of the cache. The position stays, and the next step
+    /// needs an input.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a step that the plan does not have or a token outside the vocabulary;
+    /// [`Error::Decode`] where the cache is full; [`Error::Driver`].
+    pub fn outputs(&mut self, token: u32, step: usize) -> Result<Vec<Written>> {
+        if step >= self.plan.steps.len() || token >= self.plan.vocab {
+            let (steps, vocab) = (self.plan.steps.len(), self.plan.vocab);
+            let what = format!("step {step} of {steps}, token {token} of {vocab}");
+            return Err(Error::Usage(what));
+        }
+        if self.position >= self.capacity() {
+            let what = format!("the cache of {} positions is full", self.capacity());
+            return Err(Error::Decode { position: self.position, what });
+        }
+        (self.next, self.in_step, self.has_logits) = (None, false, false);
+        self.engine.outputs(self.position, token, step)
+    }
+
+    /// Opens or closes the range that nsys and ncu record when they are told to wait for it; nothing
+    /// on the CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub fn profiler_range(&mut self, open: bool) -> Result<()> {
+        self.engine.profiler_range(open)
+    }
+
     /// Keys and values of a layer as f32, `[kv_heads, capacity, head_dim]` each.
     ///
     /// # Errors
@@ -400,7 +455,8 @@ fn cpu(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Made> {
     let plan = plan(checkpoint, options, KvType::F32)?;
-    let engine = CpuEngine::new(checkpoint, &plan, options.debug, progress)?;
+    let stamps = options.trace.then(Vec::new);
+    let engine = CpuEngine::new(checkpoint, &plan, options.debug, stamps, progress)?;
     Ok((plan, Box::new(engine)))
 }
 

@@ -1,5 +1,9 @@
-//! Comparison with outside truth: logits and continuations that another implementation computed
-//! from the same weights.
+//! Comparison with outside truth (logits and continuations that another implementation computed
+//! from the same weights), and with the reference step by step.
+
+mod departure;
+
+pub use departure::{Departure, first_departure};
 
 use crate::error::{Defect, Error, Result};
 use crate::session::DecodeSession;

@@ -20,6 +20,7 @@ fn every_subcommand_explains_itself() {
         "verify",
         "inspect",
         "graph",
+        "profile",
         "compare",
         "plot",
         "synth",
@@ -59,6 +60,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         "generate --synthetic tiny --prompt-ids 1 --temp 1 --min-p 2",
         "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",
         "graph",
+        "profile",
     ] {
         assert_eq!(code(&decode_bench(line)), 2, "{line}");
     }

@@ -40,7 +40,15 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 fn options(backend: BackendChoice, mode: Mode, debug: DebugLevel) -> SessionOptions {
     let kv = Some(KvType::F16);
-    SessionOptions { backend, mode, debug, capacity: 24, kv, ..SessionOptions::default() }
+    SessionOptions {
+        backend,
+        mode,
+        debug,
+        capacity: 24,
+        kv,
+        persistent: false,
+        ..SessionOptions::default()
+    }
 }
 
 /// A whole life: made, a prompt decoded, sought to a depth, decoded on, looked into, dropped.
@@ -57,6 +65,8 @@ fn life(checkpoint: &Checkpoint, options: &SessionOptions) -> Result<Seen> {
     session.decode(&[1], 4, &mut sink)?;
     let logits = bits(&session.logits()?);
     let (keys, values) = session.cache(1)?;
+    session.stamps(2)?;
+    session.outputs(1, 1)?;
     Ok(Seen { tokens, logits, keys: bits(&keys), values: bits(&values) })
 }
 
@@ -247,8 +257,13 @@ fn every_architecture_over_the_fake_driver_is_the_reference_in_every_bit_graph_a
     for (name, golden, checkpoint) in golden_models::all() {
         let (ids, capacity) = (&golden.forced.ids, golden.capacity() as u32);
         for (fused, kv) in [(true, KvType::F16), (false, KvType::F16), (true, KvType::F32)] {
-            let options =
-                SessionOptions { capacity, fused, kv: Some(kv), ..SessionOptions::default() };
+            let options = SessionOptions {
+                capacity,
+                fused,
+                kv: Some(kv),
+                persistent: false,
+                ..SessionOptions::default()
+            };
             let on = |backend, mode| {
                 logits(&checkpoint, ids, &SessionOptions { backend, mode, ..options.clone() })
             };
@@ -280,11 +295,11 @@ fn every_single_call_may_fail_and_is_named() {
     let checkpoint = small();
     let expected = life(&checkpoint, &on_device(WAYS[0])).unwrap();
     let mut rows = 0;
-    for way in WAYS {
-        let options = on_device(way);
+    let stamped = SessionOptions { trace: true, ..on_device(WAYS[0]) };
+    for options in WAYS.map(on_device).into_iter().chain([stamped]) {
         let log = calls_of(&fake, &checkpoint, &options);
-        // All calls of a graph's life; of the other two, those that it does not make.
-        let known = if way == WAYS[0] { 0 } else { 3 };
+        // All calls of a graph's life; of the others, those that it does not make.
+        let known = if options == on_device(WAYS[0]) { 0 } else { 3 };
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         for (index, call) in log.into_iter().enumerate() {
             let n = seen.entry(call).or_default();
@@ -470,7 +485,7 @@ fn the_fake_keeps_the_rules_of_capture() {
     let graph = stream.capture(|| {
         let other = context.clone();
         std::thread::scope(|scope| {
-            // Given back there too: a value that is returned is dropped by whoever is last.
+            // Freed there too: what a thread gives back may be dropped by this one.
             scope.spawn(move || drop(DeviceMemory::alloc(&other, "elsewhere", 64).unwrap()));
         });
         Ok(())

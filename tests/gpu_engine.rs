@@ -17,6 +17,7 @@ use decode_graph::quant::QuantFormat;
 use decode_graph::session::{
     BackendChoice, Chosen, DebugLevel, DecodeSession, Finish, Mode, SessionOptions,
 };
+use decode_graph::verify::first_departure;
 use small_model::SmallModel;
 use std::ops::ControlFlow;
 
@@ -38,6 +39,11 @@ fn plan(checkpoint: &Checkpoint, fused: bool) -> DecodePlan {
     if fused { fuse::fuse(&plain) } else { plain }
 }
 
+/// Whether plans are issued as one kernel where they can be: unless the environment asks for the chain.
+fn persistent() -> bool {
+    std::env::var_os("DECODE_GRAPH_CHAIN").is_none()
+}
+
 /// `None` where there is no device.
 fn engine(
     checkpoint: &Checkpoint,
@@ -45,7 +51,7 @@ fn engine(
     mode: Mode,
     debug: DebugLevel,
 ) -> Option<CudaEngine> {
-    let options = CudaOptions { device: 0, mode, debug, ..CudaOptions::default() };
+    let options = CudaOptions { mode, debug, persistent: persistent(), ..CudaOptions::default() };
     match CudaEngine::new(checkpoint, plan, options, &mut |_, _| {}) {
         Ok(engine) => Some(engine),
         Err(Error::NoDevice(why)) => {
@@ -190,7 +196,8 @@ fn one_capture_no_allocation_after_it_and_at_most_3_driver_calls_a_token() {
     let plan = plan(&checkpoint, true);
     let Some(mut e) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else { return };
     let census = e.census().unwrap();
-    assert_eq!((census.nodes, census.edges), (plan.steps.len(), plan.steps.len() - 1));
+    let nodes = if persistent() { 1 } else { plan.steps.len() };
+    assert_eq!((census.nodes, census.edges), (nodes, nodes - 1));
     start(&mut e, &[1]);
     let before = e.stats();
     let steps = 90;
@@ -246,7 +253,13 @@ fn session_of(
     capacity: u32,
     kv: KvType,
 ) -> Option<DecodeSession> {
-    let options = SessionOptions { backend, capacity, kv: Some(kv), ..SessionOptions::default() };
+    let options = SessionOptions {
+        backend,
+        capacity,
+        kv: Some(kv),
+        persistent: persistent(),
+        ..SessionOptions::default()
+    };
     match DecodeSession::new(checkpoint, &options, &mut |_, _| {}) {
         Ok(session) => Some(session),
         Err(Error::NoDevice(why)) => {
@@ -400,5 +413,56 @@ fn a_device_draws_what_the_reference_draws_from_the_same_logits() {
             let mut eager = engine(&checkpoint, &plan, Mode::Eager, DebugLevel::Off).unwrap();
             assert_eq!(again(&mut eager), drawn, "{spec} {sampling:?}");
         }
+    }
+}
+
+#[test]
+fn a_stamped_graph_computes_the_same_bits_and_its_clock_goes_on() {
+    const STEPS: u32 = 64;
+    let checkpoint = model(QuantFormat::Q4K);
+    for fused in [true, false] {
+        let plan = plan(&checkpoint, fused);
+        let Some(mut plain) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else {
+            return;
+        };
+        let options = CudaOptions { trace: true, ..CudaOptions::default() };
+        let mut stamped = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
+        let run = |engine: &mut CudaEngine| {
+            start(engine, &[5]);
+            let chosen: Vec<u32> = tokens(engine, STEPS).unwrap().iter().map(|c| c.token).collect();
+            (chosen, bits(&engine.logits().unwrap()))
+        };
+        assert_eq!(run(&mut stamped), run(&mut plain));
+        let census = stamped.census().unwrap();
+        assert_eq!(census.nodes, 2 * plan.steps.len() + 1);
+        assert!(stamped.captured().is_err(), "a stamped graph is not the plan itself");
+        let captured = plain.captured().unwrap().unwrap();
+        assert_eq!(captured.nodes.len(), plan.steps.len());
+
+        let stamps = stamped.stamps(STEPS).unwrap();
+        assert_eq!(stamps.len(), STEPS as usize * (plan.steps.len() + 1));
+        assert!(stamps.windows(2).all(|w| w[0] <= w[1]), "the clock goes back");
+        let ns = (stamps[stamps.len() - 1] - stamps[0]) / u64::from(STEPS);
+        assert!((1_000..10_000_000).contains(&ns), "{ns} ns a token");
+    }
+}
+
+#[test]
+fn no_step_departs_from_the_reference() {
+    for format in [QuantFormat::Q4K, QuantFormat::Q8_0] {
+        let checkpoint = model(format);
+        let session = |backend| {
+            let kv = Some(KvType::F16);
+            let options =
+                SessionOptions { backend, capacity: CAPACITY, kv, ..SessionOptions::default() };
+            DecodeSession::new(&checkpoint, &options, &mut |_, _| {})
+        };
+        let mut device = match session(BackendChoice::Cuda) {
+            Err(Error::NoDevice(_)) => return,
+            made => made.unwrap(),
+        };
+        let mut host = session(BackendChoice::Cpu).unwrap();
+        let found = first_departure(&mut device, &mut host, &[5, 9, 2, 7, 11, 3], 1e-4).unwrap();
+        assert_eq!(found, None);
     }
 }

@@ -11,11 +11,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// File under `graphs/`, what it lists, and whether the plan is fused.
-const LISTINGS: [(&str, &str, bool); 10] = [
+const LISTINGS: [(&str, &str, bool); 11] = [
     ("gemma-2-2b-q4_k_m.txt", "gemma-2-2b:q4_k_m", true),
     ("gemma-3-270m-q4_k_m.txt", "gemma-3-270m:q4_k_m", true),
     ("llama-3.1-8b-q4_k_m.txt", "llama-3.1-8b:q4_k_m", true),
     ("llama-3.2-1b-q4_k_m.txt", "llama-3.2-1b:q4_k_m", true),
+    ("mixtral-8x7b-q4_k_m.txt", "mixtral-8x7b:q4_k_m", true),
     ("phi-4-mini-q4_k_m.txt", "phi-4-mini:q4_k_m", true),
     ("qwen2.5-1.5b-q4_k_m.txt", "qwen2.5-1.5b:q4_k_m", true),
     ("qwen3-30b-a3b-q4_k_m.txt", "qwen3-30b-a3b:q4_k_m", true),
@@ -45,6 +46,20 @@ fn golden_listings_are_what_the_recorder_records() {
             panic!("graphs/{file}, line {}:\n  golden {golden}\n  now    {found}", n + 1);
         }
         assert_eq!(golden, found, "graphs/{file} has another length");
+    }
+}
+
+#[test]
+fn every_architecture_has_a_listing_of_its_fused_plan() {
+    let fused = LISTINGS.iter().filter(|(.., fused)| *fused);
+    let listed: BTreeSet<String> = fused
+        .map(|(_, spec, _)| {
+            let model = Checkpoint::synthetic(&SyntheticSpec::parse(spec).unwrap()).unwrap();
+            model.architecture().unwrap().to_owned()
+        })
+        .collect();
+    for architecture in arch::SUPPORTED {
+        assert!(listed.contains(architecture), "{architecture} has no listing");
     }
 }
 

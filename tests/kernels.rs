@@ -10,7 +10,7 @@ use decode_graph::quant::{QuantFormat, RowOrder};
 use std::collections::BTreeSet;
 
 /// Modules with kernels that are no op of a plan.
-const NO_OPS: &[&str] = &["persistent", "probe"];
+const NO_OPS: &[&str] = &["persistent", "probe", "stamp"];
 
 fn matrix(format: QuantFormat) -> Matrix {
     Matrix { id: WeightId(0), format, rows: 512, columns: 512, order: RowOrder::Natural }

@@ -76,6 +76,17 @@ fn experts_have_the_bytes_of_the_published_file() {
     // It is 18.6 GB.
     let bytes: u64 = c.tensors().iter().map(|t| t.bytes).sum();
     assert!((18_500_000_000..18_700_000_000).contains(&bytes), "{bytes}");
+
+    let c = make("mixtral-8x7b:q4_k_m");
+    assert_eq!(c.tensor("blk.0.ffn_down_exps.weight").unwrap().shape, [14_336, 4096, 8]);
+    assert!(c.u64_key("llama.expert_feed_forward_length").unwrap().is_none());
+    for (part, wanted) in [("attn_q", Q4K), ("attn_k", Q8_0), ("attn_v", Q8_0)] {
+        assert_eq!(format(&c, &format!("blk.5.{part}.weight")), wanted, "{part}");
+    }
+    assert_eq!(format(&c, "blk.5.attn_output.weight"), Q5K);
+    // It is 28.4 GB.
+    let bytes: u64 = c.tensors().iter().map(|t| t.bytes).sum();
+    assert!((28_400_000_000..28_500_000_000).contains(&bytes), "{bytes}");
 }
 
 #[test]
@@ -155,7 +166,11 @@ fn tying_biases_norms_and_rope_factors_are_those_of_the_model() {
         assert_eq!(has("rope_freqs.weight"), name.starts_with("llama-3"), "{name}");
         assert_eq!(has("blk.0.attn_qkv.weight"), name.starts_with("phi"), "{name}");
         assert_eq!(has("rope_factors_long.weight"), name.starts_with("phi"), "{name}");
-        assert_eq!(has("blk.0.ffn_gate_exps.weight"), name == "qwen3-30b-a3b", "{name}");
+        assert_eq!(
+            has("blk.0.ffn_gate_exps.weight"),
+            ["qwen3-30b-a3b", "mixtral-8x7b"].contains(&name),
+            "{name}"
+        );
         let vocab = c.required_u64(&format!("{}.vocab_size", c.architecture().unwrap())).unwrap();
         assert_eq!(c.tensor("token_embd.weight").unwrap().rows(), vocab);
         assert_eq!(c.required_strings("tokenizer.ggml.tokens").unwrap().len() as u64, vocab);

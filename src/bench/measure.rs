@@ -4,6 +4,7 @@
 use super::bootstrap;
 use super::stats::Sorted;
 use super::telemetry::{Conditions, Monitor, Reading, Span};
+use crate::cuda::driver::nvtx;
 use crate::error::{Error, Result};
 use crate::session::{Chosen, DecodeSession, Finish};
 use std::ops::ControlFlow;
@@ -308,6 +309,7 @@ pub fn measure(
 
 /// Rounds of the test's first tokens until two of them take the same time.
 fn warm_up(decoder: &mut dyn Decoder, test: Test, watch: &mut Watch<'_>) -> Result<Warmup> {
+    let _range = nvtx::range(c"warm-up");
     let start = Instant::now();
     let round = Test { n_prompt: 0, n_gen: test.steps().min(WARMUP_TOKENS), ..test };
     let mut done = Warmup::default();
@@ -339,6 +341,8 @@ fn once(
     // The last input's step chooses a token too: inputs + predicted − 1 steps.
     let predict = test.steps() - (inputs.len() as u32 - 1);
     let mut at = Vec::with_capacity(test.steps() as usize);
+    // A warm-up has a range of its own.
+    let _range = deadline.is_none().then(|| nvtx::range(c"replays"));
     let start = Instant::now();
     let finish = decoder.decode(&inputs, predict, &mut |chosen| {
         let now = Instant::now();

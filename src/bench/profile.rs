@@ -1,50 +1,71 @@
-//! Where a token's time goes, step by step, inside the one kernel that computes it.
+//! Where a token's time goes, step by step, inside the graph that computes it.
 //!
-//! The persistent kernel notes the clock at a few points of every step in every block. The blocks
-//! work on several steps at once, so a step's share of the token is the time from the end of the
-//! step before to its own end, each over all blocks:
+//! A chain of kernels is captured with a stamp between every two steps (`ptx/stamp.cu`: a kernel of
+//! one warp that waits for its predecessor's end and notes the clock; its successor may start before
+//! it, as in the plain graph). A step's time is the distance of the stamps around it, less what a
+//! stamp costs, and that is what the stamped graph takes longer than the plain one:
 //!
 //! ```text
-//! share(i) = max_b end(i, b) − max_b end(i − 1, b)        Σ share = the token, by construction
+//! raw(i)   = stamp(i + 1) − stamp(i)                raw(n) = stamp(0) of the next token − stamp(n)
+//! cost     = max(Σ raw − plain replay, 0) / (n + 1) one stamp; n steps
+//! time(i)  = max(raw(i) − cost, 0)                  Σ time = the plain replay, where neither max acts
 //! ```
+//!
+//! The persistent kernel notes the clock itself, at a few points of every step in every block. The
+//! blocks work on several steps at once, so a step's share of the token is the time from the end of
+//! the step before to its own end, each over all blocks:
+//!
+//! ```text
+//! time(i) = max_b end(i, b) − max_b end(i − 1, b)   Σ time = the token, by construction
+//! ```
+//!
+//! The CPU reference notes the clock between its steps, as a graph does.
+
+mod blocks;
+mod events;
 
 use crate::error::{Error, Result};
-use crate::plan::DecodePlan;
+use crate::ops::Gpu;
+use crate::plan::{DecodePlan, Step};
 use crate::session::DecodeSession;
+use std::ops::ControlFlow;
 
-/// Words that the kernel notes for a step and block.
-const WORDS: usize = 8;
-/// Places of the words: clock cycles, then nanoseconds.
-const BEGIN: usize = 0;
-const STAGED: usize = 1;
-const FIRST: usize = 2;
-const STARVED: usize = 3;
-const END: usize = 4;
-const ASKING: usize = 5;
-const BEGIN_NS: usize = 6;
-const END_NS: usize = 7;
+pub use blocks::Cycles;
+pub use events::chrome_trace;
+
+/// Seed of the cache contents before the first token.
+const CACHE_SEED: u64 = 0x5EED;
+/// Tokens of the timeline, at most.
+const TIMELINE_TOKENS: usize = 8;
 
 /// One step, mean over the profiled tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepProfile {
     /// Label of the plan.
     pub label: String,
-    /// Name of the op.
-    pub op: String,
+    /// Its kernel; in the persistent kernel and on the CPU the name of its op.
+    pub kernel: String,
     /// Its share of the token, microseconds.
     pub time_us: f64,
+    /// The same with the cost of a stamp in it.
+    pub raw_us: f64,
     /// Bytes that it must read from memory.
     pub bytes: u64,
-    /// Clock cycles of a block, mean over the blocks that had work: until its inputs were staged.
-    pub staged: f64,
-    /// From there until the sums of its first tiles were complete.
-    pub first: f64,
-    /// From there to its end.
-    pub rest: f64,
-    /// Of these, those in which the block's first warp waited for weights.
-    pub starved: f64,
-    /// And those in which it asked for weights of later steps.
-    pub asking: f64,
+    /// What the blocks of the persistent kernel did in it.
+    pub cycles: Option<Cycles>,
+}
+
+/// A step of one token as it was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// Of the tokens of the timeline.
+    pub token: usize,
+    /// Of the plan's steps.
+    pub step: usize,
+    /// After the first span's start, microseconds.
+    pub start_us: f64,
+    /// Microseconds, with the cost of a stamp in it.
+    pub us: f64,
 }
 
 /// A token, step by step.
@@ -52,122 +73,169 @@ pub struct StepProfile {
 pub struct Profile {
     /// In the plan's order.
     pub steps: Vec<StepProfile>,
-    /// From the first block's start to the last block's end, microseconds.
+    /// From the end of a token's last step to the begin of the next token's first, microseconds.
+    pub between_us: f64,
+    /// Time a token while it is profiled, microseconds.
     pub token_us: f64,
+    /// What a stamp was found to cost, microseconds; 0 until [`Self::reconcile`].
+    pub stamp_us: f64,
     /// Tokens that the means are over.
     pub tokens: u32,
+    /// The last tokens, step by step.
+    pub timeline: Vec<Span>,
 }
 
 impl Profile {
-    /// Profiles `tokens` tokens from where `session`, which keeps a trace, stands; `first` is the
-    /// first input.
+    /// Profiles `tokens` tokens from position `depth` on of `session`, which keeps readings of the
+    /// clock; `first` is the first input. The same tokens are computed once before, so that the
+    /// device is awake.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when the session keeps no trace; those of a step.
-    pub fn take(session: &mut DecodeSession, first: u32, tokens: u32) -> Result<Self> {
-        let mut this = Self::default();
-        let mut token = first;
-        for _ in 0..tokens {
-            let position = session.position();
-            token = session.feed(token)?;
-            let trace = session.trace()?;
-            this.add(session.plan(), position, &trace)?;
+    /// [`Error::Usage`] when the session keeps no readings; those of [`DecodeSession::decode`].
+    pub fn take(session: &mut DecodeSession, first: u32, depth: u32, tokens: u32) -> Result<Self> {
+        let run = |session: &mut DecodeSession, n| {
+            session.seek(depth, CACHE_SEED)?;
+            session.decode(&[first], n, &mut |_| ControlFlow::Continue(())).map(drop)
+        };
+        run(session, tokens)?;
+        let name = kernel_names(session);
+        if session.stamps(1)?.is_empty() {
+            session.seek(depth, CACHE_SEED)?;
+            return blocks::take(session, first, tokens);
         }
-        let n = f64::from(this.tokens.max(1));
-        this.token_us /= n;
-        for s in &mut this.steps {
-            for v in [
-                &mut s.time_us,
-                &mut s.staged,
-                &mut s.first,
-                &mut s.rest,
-                &mut s.starved,
-                &mut s.asking,
-            ] {
-                *v /= n;
+        // The last token has no next one, to which there would be a distance.
+        run(session, tokens.saturating_add(1))?;
+        let stamps = session.stamps(tokens.saturating_add(1))?;
+        Self::of_stamps(session.plan(), &name, depth, &stamps)
+    }
+
+    /// The profile of a plan from its stamps, `[tokens + 1][steps + 1]` nanoseconds, of the tokens
+    /// from position `first` on. Means are over the half of the tokens whose times lie in the middle.
+    fn of_stamps(
+        plan: &DecodePlan,
+        kernel: &dyn Fn(&Step) -> String,
+        first: u32,
+        stamps: &[u64],
+    ) -> Result<Self> {
+        let slots = plan.steps.len() + 1;
+        let rows: Vec<&[u64]> = stamps.chunks_exact(slots).collect();
+        let mut tokens: Vec<(&[u64], u64)> =
+            rows.windows(2).map(|pair| (pair[0], pair[1][0])).collect();
+        if tokens.is_empty() {
+            return Err(Error::Usage("a profile needs two tokens at least".to_owned()));
+        }
+        let back = tokens.len().saturating_sub(TIMELINE_TOKENS);
+        let timeline = timeline(&tokens[back..]);
+        tokens.sort_by_key(|(row, next)| next.wrapping_sub(row[0]));
+        let all = tokens.len();
+        let middle = &tokens[all / 4..all - all / 4];
+        // Distances of clock readings: exact as f64 for 2^53 ns.
+        let mean = |distance: &dyn Fn(&[u64], u64) -> u64| {
+            let sum: f64 = middle.iter().map(|(row, next)| distance(row, *next) as f64).sum();
+            sum / middle.len() as f64 / 1e3
+        };
+        let position = first.saturating_add(all as u32 / 2);
+        let steps = plan.steps.iter().enumerate().map(|(i, step)| {
+            let raw_us = mean(&|row, _| row[i + 1].saturating_sub(row[i]));
+            StepProfile {
+                label: step.label.clone(),
+                kernel: kernel(step),
+                time_us: raw_us,
+                raw_us,
+                bytes: step.op.describe().traffic(position).dram(),
+                cycles: None,
             }
-        }
-        Ok(this)
+        });
+        Ok(Self {
+            steps: steps.collect(),
+            between_us: mean(&|row, next| next.saturating_sub(row[slots - 1])),
+            token_us: mean(&|row, next| next.saturating_sub(row[0])),
+            stamp_us: 0.0,
+            tokens: middle.len() as u32,
+            timeline,
+        })
     }
 
-    fn add(&mut self, plan: &DecodePlan, position: u32, trace: &[u32]) -> Result<()> {
-        let row = trace.len() / plan.steps.len().max(1);
-        if row == 0 || !row.is_multiple_of(WORDS) {
-            let what = "there is nothing to profile: this plan is issued kernel by kernel";
-            return Err(Error::Usage(what.to_owned()));
+    /// Takes the cost of the stamps off every step, where `replay_us` is the time a token of the
+    /// plain replay, microseconds. The persistent kernel's steps are left as they are.
+    pub fn reconcile(&mut self, replay_us: f64) {
+        if self.steps.iter().any(|s| s.cycles.is_some()) {
+            return;
         }
-        let word = |block: &[u32], i: usize| block.get(i).copied().unwrap_or(0);
-        let blocks = |i: usize| trace[i * row..(i + 1) * row].chunks_exact(WORDS);
-        // Nanoseconds are modulo 2^32: all are taken relative to the first block's start.
-        let start = blocks(0)
-            .map(|b| word(b, BEGIN_NS))
-            .reduce(|a, b| if (b.wrapping_sub(a) as i32) < 0 { b } else { a });
-        let start = start.unwrap_or(0);
-        if self.steps.is_empty() {
-            self.steps = vec![StepProfile::default(); plan.steps.len()];
+        let stamps = (self.steps.len() + 1) as f64;
+        self.stamp_us = ((self.token_us - replay_us) / stamps).max(0.0);
+        for step in &mut self.steps {
+            step.time_us = (step.raw_us - self.stamp_us).max(0.0);
         }
-        let mut before = 0;
-        for (i, step) in plan.steps.iter().enumerate() {
-            let op = step.op.describe();
-            let end = blocks(i).map(|b| word(b, END_NS).wrapping_sub(start)).max().unwrap_or(0);
-            // A block without work in this step notes no staging in it.
-            let worked = |b: &&[u32]| word(b, STAGED).wrapping_sub(word(b, BEGIN)) as i32 > 0;
-            let mean = |from: usize, to: usize| {
-                let all: Vec<f64> = blocks(i)
-                    .filter(worked)
-                    .map(|b| f64::from(word(b, to).wrapping_sub(word(b, from))))
-                    .collect();
-                all.iter().sum::<f64>() / all.len().max(1) as f64
-            };
-            let to = &mut self.steps[i];
-            to.label.clone_from(&step.label);
-            op.name().clone_into(&mut to.op);
-            to.time_us += f64::from(end.saturating_sub(before)) / 1e3;
-            to.bytes = op.traffic(position).dram();
-            to.staged += mean(BEGIN, STAGED);
-            to.first += mean(STAGED, FIRST);
-            to.rest += mean(FIRST, END);
-            let sum = |word_: usize| {
-                let all: Vec<f64> =
-                    blocks(i).filter(worked).map(|b| f64::from(word(b, word_))).collect();
-                all.iter().sum::<f64>() / all.len().max(1) as f64
-            };
-            to.starved += sum(STARVED);
-            to.asking += sum(ASKING);
-            before = before.max(end);
-        }
-        self.token_us += f64::from(before) / 1e3;
-        self.tokens += 1;
-        Ok(())
+        self.between_us = (self.between_us - self.stamp_us).max(0.0);
     }
 
-    /// The same by op: how many steps, and their sums (means for the cycles).
-    pub fn by_op(&self) -> Vec<(usize, StepProfile)> {
+    /// Σ of the steps and what lies between two tokens, microseconds.
+    pub fn sum_us(&self) -> f64 {
+        self.steps.iter().map(|s| s.time_us).sum::<f64>() + self.between_us
+    }
+
+    /// The same by kernel, in the order of their first steps: how many steps, and their sums (means
+    /// for the cycles).
+    pub fn by_kernel(&self) -> Vec<(usize, StepProfile)> {
         let mut all: Vec<(usize, StepProfile)> = Vec::new();
         for step in &self.steps {
-            let at = all.iter().position(|(_, s)| s.op == step.op);
-            let (n, sum) = match at.and_then(|i| all.get_mut(i)) {
-                Some(found) => found,
-                None => {
-                    all.push((1, step.clone()));
-                    continue;
-                }
+            let Some((n, sum)) = all.iter_mut().find(|(_, s)| s.kernel == step.kernel) else {
+                all.push((1, step.clone()));
+                continue;
             };
             *n += 1;
             sum.time_us += step.time_us;
+            sum.raw_us += step.raw_us;
             sum.bytes += step.bytes;
-            sum.staged += step.staged;
-            sum.first += step.first;
-            sum.rest += step.rest;
-            sum.starved += step.starved;
-            sum.asking += step.asking;
+            if let (Some(sum), Some(step)) = (&mut sum.cycles, &step.cycles) {
+                sum.add(step);
+            }
         }
         for (n, s) in &mut all {
-            for v in [&mut s.staged, &mut s.first, &mut s.rest, &mut s.starved, &mut s.asking] {
-                *v /= *n as f64;
+            if let Some(cycles) = &mut s.cycles {
+                cycles.divide(*n as f64);
             }
         }
         all
     }
 }
+
+impl StepProfile {
+    /// GB/s of its bytes in its time; `None` for a step without either.
+    pub fn gb_per_s(&self) -> Option<f64> {
+        (self.bytes > 0 && self.time_us > 0.0).then(|| self.bytes as f64 / self.time_us / 1e3)
+    }
+}
+
+/// What names a step's kernel: on a device the entry point, else the op.
+fn kernel_names(session: &DecodeSession) -> impl Fn(&Step) -> String + use<> {
+    let device = session.device();
+    let cuda = session.backend() == "cuda";
+    // The name does not depend on the geometry.
+    let gpu = Gpu { sms: device.sms, compute: device.compute, ..Gpu::H200 };
+    move |step| {
+        let op = step.op.describe();
+        if cuda { op.launch(&gpu).kernel } else { op.name().to_owned() }
+    }
+}
+
+/// Steps of `tokens`, each a token's stamps and the next token's first one.
+fn timeline(tokens: &[(&[u64], u64)]) -> Vec<Span> {
+    let origin = tokens.first().and_then(|(row, _)| row.first()).copied().unwrap_or(0);
+    let us = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e3;
+    let of_token = |(token, (row, _)): (usize, &(&[u64], u64))| -> Vec<Span> {
+        let span = |(step, pair): (usize, &[u64])| Span {
+            token,
+            step,
+            start_us: us(origin, pair[0]),
+            us: us(pair[0], pair[1]),
+        };
+        row.windows(2).enumerate().map(span).collect()
+    };
+    tokens.iter().enumerate().flat_map(of_token).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -352,6 +352,11 @@ impl BoundPlan {
         step > 0 && self.steps.get(step).is_some_and(|s| s.programmatic)
     }
 
+    /// Address of the step state.
+    pub(super) fn state_address(&self) -> u64 {
+        self.state.address()
+    }
+
     /// The mapped ring.
     pub(super) fn ring(&self) -> &MappedMemory {
         &self.ring

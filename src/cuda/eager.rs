@@ -10,6 +10,7 @@
 use super::bind::BoundPlan;
 use super::driver::{Context, Event, Stream};
 use super::issue::issue;
+use crate::engine::{Look, Outputs, Written, written_cache};
 use crate::error::{Error, Result};
 use crate::ops::{Buf, CacheRef, HostMemory, KvType, Op, Summary};
 use half::f16;
@@ -122,6 +123,7 @@ pub(super) struct Debugger {
     out: Box<dyn Write + Send>,
     /// The reference's memory, at level 2.
     host: Option<HostMemory>,
+    look: Look,
     events: [Event; 2],
     position: u32,
     layer: Sums,
@@ -135,6 +137,7 @@ impl Debugger {
         Ok(Self {
             out: Box::new(ToLog(Vec::new())),
             host,
+            look: Look::default(),
             events: [Event::new(context)?, Event::new(context)?],
             position: 0,
             layer: Sums::default(),
@@ -146,6 +149,11 @@ impl Debugger {
     /// Lines go to `out` from here on.
     pub(super) fn write_to(&mut self, out: Box<dyn Write + Send>) {
         self.out = out;
+    }
+
+    /// Only these steps are told about, from here on.
+    pub(super) fn look(&mut self, look: Look) {
+        self.look = look;
     }
 
     /// What level 2 compared so far.
@@ -174,9 +182,8 @@ impl Debugger {
 
     /// Compares the device's choice with the reference's.
     pub(super) fn chosen(&mut self, plan: &BoundPlan, token: u32) -> Result<()> {
-        let (Some(host), Some(last)) = (&self.host, plan.plan().steps.last()) else {
-            return Ok(());
-        };
+        let last = plan.plan().steps.last().filter(|s| self.look.steps.selects(&s.label));
+        let (Some(host), Some(last)) = (&self.host, last) else { return Ok(()) };
         let next = host.state.next;
         let different = f64::from(u8::from(next != token));
         let (op, what) = (last.op.describe().name(), "token".to_owned());
@@ -194,7 +201,7 @@ impl Debugger {
     /// Downloads what `step` is going to read, and starts the clock.
     fn before(&mut self, plan: &BoundPlan, stream: &Stream, step: usize) -> Result<()> {
         let Some(step) = plan.plan().steps.get(step) else { return Ok(()) };
-        if let Some(host) = &mut self.host {
+        if let (Some(host), true) = (&mut self.host, self.look.steps.selects(&step.label)) {
             let op = step.op.describe();
             for buf in op.writes() {
                 host.buf_mut(buf).fill(f32::from_bits(UNTOUCHED));
@@ -224,33 +231,35 @@ impl Debugger {
         let [start, end] = &self.events;
         let microseconds = f64::from(end.milliseconds_since(start)?) * 1e3;
         let Some(here) = plan.plan().steps.get(step) else { return Ok(()) };
+        if !self.look.steps.selects(&here.label) {
+            return self.before(plan, stream, step + 1);
+        }
         let op = here.op.describe();
         let bytes = op.traffic(self.position).dram();
         let kernel = plan.launches().get(step).map_or("", |l| &l.kernel);
         let mut line = format!("{:<18} {kernel:<20} {}", here.label, op.shape());
+        let mut device = OnDevice { plan, stream };
+        let mut written = device.buffers(plan.plan(), here)?;
         let mut bad = 0;
-        let mut written = Vec::new();
-        for buf in op.writes() {
-            let values = plan.buffer(stream, buf)?;
-            let name = plan.plan().buffers.get(buf.0 as usize).map_or("", |b| &b.name);
-            let summary = Summary::of(&values);
-            // Scratch memory keeps its poison where nothing was written.
-            if !is_scratch(&here.op, buf) {
-                bad += summary.nans + summary.infinities;
-                line.push_str(&format!(" | {name} {summary}"));
-                written.push((buf, name, values));
-            }
+        for Written { name, values } in &written {
+            let summary = Summary::of(values);
+            bad += summary.nans + summary.infinities;
+            line.push_str(&format!(" | {name} {summary}"));
+        }
+        if active && (self.host.is_some() || self.look.dump.is_some()) {
+            written.extend(device.row(here, self.position)?);
         }
         let rate = rate(bytes, microseconds);
         self.line(format_args!("{line} | {microseconds:.1} us {rate:.1} GB/s"))?;
+        self.look.keep(self.position, &here.label, &written)?;
         if active {
-            self.compare(plan, stream, step, &written)?;
+            self.compare(plan, step, &written)?;
         }
         self.layer.add(microseconds, bytes, bad);
         self.token.add(microseconds, bytes, bad);
         let next = plan.plan().steps.get(step + 1).and_then(|s| s.layer);
         if next != here.layer {
-            if let Some(layer) = here.layer {
+            if let Some(layer) = here.layer.filter(|_| self.layer.steps > 0) {
                 let sums = self.layer.line();
                 self.line(format_args!("layer {layer}: {sums}"))?;
             }
@@ -260,31 +269,18 @@ impl Debugger {
     }
 
     /// Runs the reference of `step` and compares what the two wrote.
-    fn compare(
-        &mut self,
-        plan: &BoundPlan,
-        stream: &Stream,
-        step: usize,
-        written: &[(Buf, &str, Vec<f32>)],
-    ) -> Result<()> {
+    fn compare(&mut self, plan: &BoundPlan, step: usize, written: &[Written]) -> Result<()> {
         let (Some(host), Some(here)) = (&mut self.host, plan.plan().steps.get(step)) else {
             return Ok(());
         };
         let op = here.op.describe();
         op.reference(host);
-        let mut found = Vec::new();
-        for (buf, name, values) in written {
-            found.push(((*name).to_owned(), errors(values, host.buf(*buf))));
-        }
-        if let Some(cache) = written_cache(&here.op) {
-            let rows = rows_at(&cache, self.position);
-            let [k, v] = plan.cache_bytes(stream, cache.layer)?;
-            let (keys, values) = host.cache(cache.layer);
-            for (what, device, host) in [("keys", k, keys), ("values", v, values)] {
-                let device = pick(&cache_to_f32(cache.kind, &device), &rows);
-                found.push((what.to_owned(), errors(&device, &pick(host, &rows))));
-            }
-        }
+        let reference = (&*host).all(plan.plan(), here, self.position)?;
+        let found: Vec<_> = written
+            .iter()
+            .zip(&reference)
+            .map(|(device, host)| (device.name.clone(), errors(&device.values, &host.values)))
+            .collect();
         for (what, (nmse, max_error)) in found {
             let (position, label) = (self.position, here.label.clone());
             self.line(format_args!(
@@ -297,65 +293,27 @@ impl Debugger {
     }
 }
 
+/// What the steps of a plan wrote on the device, once the stream has done them.
+pub(super) struct OnDevice<'a> {
+    pub(super) plan: &'a BoundPlan,
+    pub(super) stream: &'a Stream,
+}
+
+impl Outputs for OnDevice<'_> {
+    fn buffer(&mut self, buf: Buf) -> Result<Vec<f32>> {
+        self.plan.buffer(self.stream, buf)
+    }
+
+    fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let kind = self.plan.plan().cache.kind;
+        let [keys, values] = self.plan.cache_bytes(self.stream, layer)?;
+        Ok((cache_to_f32(kind, &keys), cache_to_f32(kind, &values)))
+    }
+}
+
 fn copy(to: &mut [f32], from: &[f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
-    }
-}
-
-/// Whether `buf` is memory in which the blocks of `op` meet, of no meaning outside it.
-fn is_scratch(op: &Op, buf: Buf) -> bool {
-    match op {
-        Op::Attention(a) => buf == a.partial,
-        Op::Argmax(a) => buf == a.candidates,
-        Op::LmHead(h) => buf == h.argmax.candidates,
-        Op::Embed(_)
-        | Op::RmsNorm(_)
-        | Op::MatVec(_)
-        | Op::Rope(_)
-        | Op::KvAppend(_)
-        | Op::Add(_)
-        | Op::Glu(_)
-        | Op::Softcap(_)
-        | Op::TopK(_)
-        | Op::ExpertMatVec(_)
-        | Op::ExpertSum(_)
-        | Op::Sample(_)
-        | Op::Qkv(_)
-        | Op::ExpertGateUp(_)
-        | Op::NormQkv(_)
-        | Op::HeadRope(_)
-        | Op::NormAdd(_)
-        | Op::Project(_)
-        | Op::GateUp(_) => false,
-    }
-}
-
-/// The cache that `op` writes.
-fn written_cache(op: &Op) -> Option<CacheRef> {
-    match op {
-        Op::KvAppend(a) => Some(a.cache),
-        Op::Qkv(q) => Some(q.append.cache),
-        Op::HeadRope(h) => Some(h.append.cache),
-        Op::Attention(_)
-        | Op::Embed(_)
-        | Op::RmsNorm(_)
-        | Op::MatVec(_)
-        | Op::Rope(_)
-        | Op::Add(_)
-        | Op::Glu(_)
-        | Op::Softcap(_)
-        | Op::TopK(_)
-        | Op::ExpertMatVec(_)
-        | Op::ExpertSum(_)
-        | Op::Argmax(_)
-        | Op::ExpertGateUp(_)
-        | Op::NormQkv(_)
-        | Op::NormAdd(_)
-        | Op::Sample(_)
-        | Op::Project(_)
-        | Op::GateUp(_)
-        | Op::LmHead(_) => None,
     }
 }
 
@@ -365,19 +323,6 @@ fn touched_cache(op: &Op) -> Option<CacheRef> {
         Op::Attention(a) => Some(a.cache),
         other => written_cache(other),
     }
-}
-
-/// Where `position` stands in a cache, one range a head.
-fn rows_at(cache: &CacheRef, position: u32) -> Vec<std::ops::Range<usize>> {
-    let (dim, capacity) = (cache.head_dim as usize, cache.capacity as usize);
-    (0..cache.kv_heads as usize)
-        .map(|h| (h * capacity + position as usize) * dim)
-        .map(|at| at..at + dim)
-        .collect()
-}
-
-fn pick(all: &[f32], ranges: &[std::ops::Range<usize>]) -> Vec<f32> {
-    ranges.iter().filter_map(|r| all.get(r.clone())).flatten().copied().collect()
 }
 
 #[cfg(test)]
@@ -393,13 +338,6 @@ mod tests {
         assert_eq!(errors(&[1.0], &[f32::INFINITY]).0, f64::INFINITY);
         assert_eq!(errors(&[9.0, 1.0], &[f32::from_bits(UNTOUCHED), 1.0]), (0.0, 0.0));
         assert_eq!(errors(&[1.0], &[0.0]).0, f64::INFINITY);
-    }
-
-    #[test]
-    fn rows_of_a_position_are_one_run_a_head() {
-        let kind = KvType::F16;
-        let cache = CacheRef { layer: 0, kv_heads: 2, head_dim: 4, capacity: 8, kind };
-        assert_eq!(rows_at(&cache, 3), vec![12..16, 44..48]);
     }
 
     #[test]

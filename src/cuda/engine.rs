@@ -10,20 +10,23 @@
 //! away by setting the step state back. Cache rows beyond the position are written again before
 //! they are read.
 
+mod inspect;
+
 use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
-use super::ceiling::{self, ReadCeiling};
 use super::driver::{Context, Device, Frozen, Stream, calls};
-use super::eager::{Comparison, Debugger, cache_to_f32};
+use super::eager::{Debugger, OnDevice};
 use super::fill::fill_caches;
-use super::graph::{CapturedGraph, Census};
+use super::graph::CapturedGraph;
 use super::issue::issue;
 use super::kernels;
+use super::stamps::Stamps;
 use super::step_state::{Entry, NOT_FORCED, RingReader, StepState};
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Mode};
+use crate::engine::{
+    Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Mode, Outputs, Written,
+};
 use crate::error::{Error, Result};
-use crate::ops::Buf;
 use crate::plan::DecodePlan;
 use crate::reference;
 use std::io::Write;
@@ -55,7 +58,8 @@ pub struct CudaOptions {
     pub debug: DebugLevel,
     /// The whole token in the persistent kernel, where the plan has a program.
     pub persistent: bool,
-    /// The persistent kernel keeps readings of the clock.
+    /// Readings of the clock are kept: by the persistent kernel, or by a stamp between the steps of
+    /// the graph.
     pub trace: bool,
     /// Buffers and caches lie between bytes that no kernel may touch.
     pub red_zones: bool,
@@ -65,6 +69,8 @@ pub struct CudaOptions {
 pub struct CudaEngine {
     stream: Stream,
     graph: Option<CapturedGraph>,
+    /// The clock between the graph's steps.
+    stamps: Option<Arc<Stamps>>,
     debug: Option<Debugger>,
     plan: Arc<BoundPlan>,
     _frozen: Frozen,
@@ -127,9 +133,14 @@ impl CudaEngine {
         let plan = Arc::new(BoundPlan::new(&context, checkpoint, plan, kernels, want, progress)?);
         let stream = Stream::new(&context)?;
         let before = calls::snapshot();
-        let graph = match (options.mode, options.debug) {
-            (Mode::Graph, DebugLevel::Off) => Some(CapturedGraph::capture(&plan, &stream)?),
-            (Mode::Graph | Mode::Eager, _) => None,
+        let replays = (options.mode, options.debug) == (Mode::Graph, DebugLevel::Off);
+        let stamps = (replays && options.trace && plan.token().is_none())
+            .then(|| Stamps::new(&context, &plan, kernels).map(Arc::new))
+            .transpose()?;
+        let graph = match &stamps {
+            Some(stamps) => Some(CapturedGraph::capture_stamped(&plan, &stream, stamps)?),
+            None if replays => Some(CapturedGraph::capture(&plan, &stream)?),
+            None => None,
         };
         let debug = match options.debug {
             DebugLevel::Off => None,
@@ -150,6 +161,7 @@ impl CudaEngine {
         Ok(Self {
             stream,
             graph,
+            stamps,
             debug,
             plan,
             _frozen: context.freeze(),
@@ -186,66 +198,6 @@ impl CudaEngine {
     /// Device memory of the plan, bytes.
     pub fn memory(&self) -> BytePlan {
         self.plan.bytes()
-    }
-
-    /// What the captured graph holds; `None` when there is none.
-    pub fn census(&self) -> Option<Census> {
-        self.graph.as_ref().map(CapturedGraph::census)
-    }
-
-    /// The captured graph; `None` when the mode is eager.
-    pub fn graph(&self) -> Option<&CapturedGraph> {
-        self.graph.as_ref()
-    }
-
-    /// Contents of a workspace buffer after the last step, `[elements]`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Internal`] for a buffer that no step names; [`Error::Driver`].
-    pub fn buffer(&mut self, buf: Buf) -> Result<Vec<f32>> {
-        self.plan.buffer(&self.stream, buf)
-    }
-
-    /// Fills the workspace with `byte` between two steps: no result may depend on it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`].
-    pub fn poison(&mut self, byte: u8) -> Result<()> {
-        self.plan.poison(&self.stream, byte)
-    }
-
-    /// As [`BoundPlan::check_red_zones`], between two steps.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn check_red_zones(&self) -> Result<()> {
-        self.plan.check_red_zones(&self.stream)
-    }
-
-    /// Readings of the clock in the last token, `[steps][blocks][8]`; empty unless asked for.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`].
-    pub fn trace(&self) -> Result<Vec<u32>> {
-        self.plan.trace(&self.stream)
-    }
-
-    /// What `DebugLevel::Compare` found so far.
-    pub fn comparisons(&self) -> &[Comparison] {
-        self.debug.as_ref().map_or(&[], Debugger::comparisons)
-    }
-
-    /// Measures the read ceiling of the engine's device, with memory of its own.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`ceiling::measure`].
-    pub fn measure_ceiling(&self) -> Result<ReadCeiling> {
-        ceiling::measure(self.context.device(), &kernels::ptx)
     }
 
     /// As `Engine::seek`.
@@ -490,9 +442,7 @@ impl CudaEngine {
     ///
     /// [`Error::Usage`] for a layer that the model does not have; [`Error::Driver`].
     pub fn cache(&mut self, layer: u32) -> Result<(Vec<f32>, Vec<f32>)> {
-        let kind = self.plan.plan().cache.kind;
-        let [keys, values] = self.plan.cache_bytes(&self.stream, layer)?;
-        Ok((cache_to_f32(kind, &keys), cache_to_f32(kind, &values)))
+        OnDevice { plan: &self.plan, stream: &self.stream }.cache(layer)
     }
 
     /// Counters since the engine was made.
@@ -579,6 +529,24 @@ impl Engine for CudaEngine {
 
     fn check_red_zones(&mut self) -> Result<()> {
         CudaEngine::check_red_zones(self)
+    }
+
+    fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
+        CudaEngine::stamps(self, tokens)
+    }
+
+    fn profiler_range(&mut self, open: bool) -> Result<()> {
+        CudaEngine::profiler_range(self, open)
+    }
+
+    fn look(&mut self, look: Look) {
+        if let Some(debug) = &mut self.debug {
+            debug.look(look);
+        }
+    }
+
+    fn outputs(&mut self, position: u32, token: u32, step: usize) -> Result<Vec<Written>> {
+        CudaEngine::outputs(self, position, token, step)
     }
 
     fn debug_to(&mut self, out: Box<dyn Write + Send>) {

@@ -2,8 +2,9 @@
 //! driver call.
 
 use super::bind::BoundPlan;
-use super::driver::{Edge, Graph, GraphExec, Node, NodeKind, Stream};
+use super::driver::{Edge, Graph, GraphExec, Node, NodeKind, Owner, Stream, nvtx};
 use super::issue::issue;
+use super::stamps::Stamps;
 use crate::error::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -44,73 +45,106 @@ pub struct Census {
 ///
 /// # Errors
 ///
-/// [`Error::Internal`] with the label of the first step that is not as planned.
+/// [`Error::Verification`] with the label of the first step that is not as planned.
 pub fn compare(nodes: &[Node], edges: &[Edge], expected: &[Expected]) -> Result<Census> {
-    let bug = |what: String| Err(Error::Internal(format!("captured graph: {what}")));
-    if nodes.len() != expected.len() {
-        return bug(format!("{} nodes for {} steps", nodes.len(), expected.len()));
+    let chain = chain(nodes, edges)?;
+    let mut census = Census { edges: edges.len(), programmatic: Some(0), ..Census::default() };
+    let walked = expected
+        .iter()
+        .enumerate()
+        .try_for_each(|(i, e)| check_step(nodes, chain.get(i), e, &mut census));
+    if nodes.len() == expected.len() {
+        return walked.map(|()| census);
     }
+    let first = match walked {
+        Err(Error::Verification(what)) => what.replace("captured graph: ", ""),
+        Err(other) => return Err(other),
+        Ok(()) => "all steps, and nodes beyond them".to_owned(),
+    };
+    differs(format!("{} nodes for {} steps; {first}", nodes.len(), expected.len()))
+}
+
+fn differs<T>(what: String) -> Result<T> {
+    Err(Error::Verification(format!("captured graph: {what}")))
+}
+
+/// A node of a chain, by its index, and the edge to it.
+pub(super) type Link = (usize, Option<Edge>);
+
+/// The nodes from the first to the last, each with the edge to it.
+///
+/// # Errors
+///
+/// [`Error::Verification`] when they are no chain.
+pub(super) fn chain(nodes: &[Node], edges: &[Edge]) -> Result<Vec<Link>> {
     if edges.len() + 1 != nodes.len().max(1) {
-        return bug(format!("{} edges between {} nodes", edges.len(), nodes.len()));
+        return differs(format!("{} edges between {} nodes", edges.len(), nodes.len()));
     }
-    let mut next: Vec<Option<&Edge>> = vec![None; nodes.len()];
+    let mut next: Vec<Option<Edge>> = vec![None; nodes.len()];
     let mut is_first = vec![true; nodes.len()];
     for edge in edges {
         let (Some(out), Some(first)) = (next.get_mut(edge.from), is_first.get_mut(edge.to)) else {
-            return bug(format!("an edge from {} to {}", edge.from, edge.to));
+            return differs(format!("an edge from {} to {}", edge.from, edge.to));
         };
-        if out.replace(edge).is_some() || !std::mem::replace(first, false) {
-            return bug(format!("node {} or {} has several neighbours", edge.from, edge.to));
+        if out.replace(*edge).is_some() || !std::mem::replace(first, false) {
+            return differs(format!("node {} or {} has several neighbours", edge.from, edge.to));
         }
     }
-    let mut census = Census { edges: edges.len(), programmatic: Some(0), ..Census::default() };
-    let mut at = is_first.iter().position(|first| *first);
-    let mut incoming: Option<&Edge> = None;
-    for e in expected {
-        let Some(i) = at else {
-            return bug(format!("{}: the chain ends before it", e.label));
-        };
-        check_node(&nodes[i], e, &mut census)?;
-        census.nodes += 1;
-        match incoming.map(|edge| edge.programmatic) {
-            Some(Some(p)) if p != e.programmatic => {
-                return bug(format!(
-                    "{}: programmatic is {p}, planned is {}",
-                    e.label, e.programmatic
-                ));
-            }
-            Some(Some(p)) => census.programmatic = census.programmatic.map(|n| n + usize::from(p)),
-            Some(None) => census.programmatic = None,
-            None => {}
-        }
-        incoming = next[i];
-        at = incoming.map(|edge| edge.to);
+    let mut chain = Vec::with_capacity(nodes.len());
+    let mut link = is_first.iter().position(|first| *first).map(|i| (i, None));
+    while let Some((i, _)) = link {
+        chain.extend(link);
+        link = next[i].map(|edge| (edge.to, Some(edge)));
     }
-    Ok(census)
+    Ok(chain)
+}
+
+/// Holds one place of the chain to the step that it should be, and counts it.
+fn check_step(
+    nodes: &[Node],
+    link: Option<&Link>,
+    e: &Expected,
+    census: &mut Census,
+) -> Result<()> {
+    let Some((i, incoming)) = link else {
+        return differs(format!("{}: the chain ends before it", e.label));
+    };
+    check_node(&nodes[*i], e, census)?;
+    census.nodes += 1;
+    match incoming.map(|edge| edge.programmatic) {
+        Some(Some(p)) if p != e.programmatic => {
+            return differs(format!(
+                "{}: programmatic is {p}, planned is {}",
+                e.label, e.programmatic
+            ));
+        }
+        Some(Some(p)) => census.programmatic = census.programmatic.map(|n| n + usize::from(p)),
+        Some(None) => census.programmatic = None,
+        None => {}
+    }
+    Ok(())
 }
 
 fn check_node(node: &Node, e: &Expected, census: &mut Census) -> Result<()> {
-    let bug = |what: String| Err(Error::Internal(format!("captured graph: {}: {what}", e.label)));
+    let bug = |what: String| differs(format!("{}: {what}", e.label));
     if node.kind != NodeKind::Kernel {
         return bug(format!("a {:?} node", node.kind));
     }
     let Some(kernel) = &node.kernel else { return Ok(()) };
+    if let Some(name) = kernel.name.as_ref().filter(|name| **name != e.kernel) {
+        return bug(format!("kernel {name}, planned {}", e.kernel));
+    }
     let geometry = (kernel.grid, kernel.block, kernel.shared_bytes);
     let planned = ([e.grid, 1, 1], [e.block, 1, 1], e.shared_bytes);
     if geometry != planned {
         return bug(format!("grid, block, shared {geometry:?}, planned {planned:?}"));
     }
-    match &kernel.name {
-        Some(name) if *name != e.kernel => bug(format!("kernel {name}, planned {}", e.kernel)),
-        name => {
-            census.named += usize::from(name.is_some());
-            Ok(())
-        }
-    }
+    census.named += usize::from(kernel.name.is_some());
+    Ok(())
 }
 
 /// What `plan` expects of its capture.
-fn expected(plan: &BoundPlan) -> Vec<Expected> {
+pub(super) fn expected(plan: &BoundPlan) -> Vec<Expected> {
     let of = |(i, launch): (usize, &crate::ops::Launch)| Expected {
         label: plan.label(i).to_owned(),
         kernel: launch.kernel.clone(),
@@ -140,12 +174,41 @@ impl CapturedGraph {
     ///
     /// # Errors
     ///
-    /// [`Error::Internal`] when the capture is not the plan; [`Error::Driver`].
+    /// [`Error::Verification`] when the capture is not the plan; [`Error::Driver`].
     pub fn capture(plan: &Arc<BoundPlan>, stream: &Stream) -> Result<Self> {
+        let record = || issue(plan, stream, None);
+        Self::captured(stream, record, &expected(plan), vec![plan.clone()])
+    }
+
+    /// As [`Self::capture`], with a stamp before the first step and after each.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn capture_stamped(
+        plan: &Arc<BoundPlan>,
+        stream: &Stream,
+        stamps: &Arc<Stamps>,
+    ) -> Result<Self> {
+        let record = || {
+            stamps.put(stream, 0)?;
+            issue(plan, stream, Some(&mut |step| stamps.put(stream, step + 1)))
+        };
+        let owners: Vec<Owner> = vec![plan.clone(), stamps.clone()];
+        Self::captured(stream, record, &stamps.between(expected(plan)), owners)
+    }
+
+    fn captured(
+        stream: &Stream,
+        record: impl FnOnce() -> Result<()>,
+        expected: &[Expected],
+        owners: Vec<Owner>,
+    ) -> Result<Self> {
+        let _range = nvtx::range(c"capture");
         let start = Instant::now();
-        let graph = stream.capture(|| issue(plan, stream, None))?;
-        let census = compare(&graph.nodes()?, &graph.edges()?, &expected(plan))?;
-        let mut exec = graph.instantiate(vec![plan.clone()])?;
+        let graph = stream.capture(record)?;
+        let census = compare(&graph.nodes()?, &graph.edges()?, expected)?;
+        let mut exec = graph.instantiate(owners)?;
         exec.upload(stream)?;
         stream.synchronize()?;
         Ok(Self { exec, graph, census, time: start.elapsed() })
@@ -169,6 +232,15 @@ impl CapturedGraph {
     #[inline]
     pub fn replay(&mut self, stream: &Stream) -> Result<()> {
         self.exec.launch(stream)
+    }
+
+    /// Nodes and edges as the driver holds them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`].
+    pub(super) fn holds(&self) -> Result<(Vec<Node>, Vec<Edge>)> {
+        Ok((self.graph.nodes()?, self.graph.edges()?))
     }
 
     /// Writes what the driver holds as DOT text.
@@ -247,7 +319,11 @@ mod tests {
     #[test]
     fn another_node_kernel_geometry_or_edge_is_refused_with_the_steps_label() {
         let (good, edges) = captured([0, 1, 2, 3]);
-        assert!(refusal(&good[..3], &edges).contains("3 nodes for 4 steps"));
+        let (short, last) = (&good[..3], "3 nodes for 4 steps; step 3: the chain ends before it");
+        assert!(refusal(short, &edges[1..]).contains(last));
+        let without = [&good[..1], &good[2..]].concat();
+        let first = "3 nodes for 4 steps; step 1: kernel kernel_2, planned kernel_1";
+        assert!(refusal(&without, &captured([0, 1, 2, 3]).1[1..]).contains(first));
         assert!(refusal(&good, &edges[..2]).contains("2 edges between 4 nodes"));
 
         let mut nodes = good.clone();
@@ -255,6 +331,11 @@ mod tests {
         assert!(refusal(&nodes, &edges).contains("step 2: a Memset node"));
         let mut nodes = good.clone();
         nodes.swap(1, 3);
+        assert!(refusal(&nodes, &edges).contains("step 1: kernel kernel_3, planned kernel_1"));
+        let mut nodes = good.clone();
+        if let Some(kernel) = &mut nodes[1].kernel {
+            kernel.grid = [2, 2, 1];
+        }
         assert!(refusal(&nodes, &edges).contains("step 1: grid, block, shared"));
         let mut nodes = good.clone();
         if let Some(kernel) = &mut nodes[3].kernel {

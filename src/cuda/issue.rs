@@ -84,11 +84,12 @@ fn queue(stream: &Stream, step: &BoundStep, first: bool) -> Result<()> {
     }
 }
 
-/// Puts one step alone on `stream`, under the same conditions as [`issue`].
+/// Puts one step on `stream`, under the same conditions as [`issue`]: behind a full edge unless it
+/// is programmatic itself.
 ///
 /// # Errors
 ///
 /// [`Error::Driver`].
 pub(super) fn issue_one(step: &BoundStep, stream: &Stream) -> Result<()> {
-    queue(stream, step, true)
+    queue(stream, step, false)
 }

@@ -8,6 +8,7 @@
 
 pub mod bind;
 mod byte_plan;
+mod captured;
 pub mod ceiling;
 pub mod driver;
 pub mod eager;
@@ -20,10 +21,12 @@ mod modules;
 mod program;
 mod red_zones;
 mod signature;
+mod stamps;
 pub mod step_state;
 pub mod upload;
 
 pub use bind::BoundPlan;
 pub use byte_plan::BytePlan;
+pub use captured::{Captured, CapturedNode};
 pub use engine::{CudaEngine, CudaOptions};
 pub use graph::CapturedGraph;

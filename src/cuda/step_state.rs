@@ -68,6 +68,11 @@ impl Status {
         self.0 == Self::CAPACITY
     }
 
+    /// Whether all was computed, but a logit is not finite.
+    pub fn is_only_non_finite(self) -> bool {
+        self.0 == Self::NON_FINITE
+    }
+
     /// The error for the step at `position`.
     pub fn error(self, position: u32, vocab: u32) -> Error {
         let mut causes = Vec::new();

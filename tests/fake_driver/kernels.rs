@@ -39,6 +39,14 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         }
     }
     let mut step = read_step(s, node.args[0])?;
+    if name == "stamp" {
+        let [_, stamps, slot, slots, rows, behind] = node.args[..] else {
+            return Err(code::LAUNCH_FAILED);
+        };
+        let row = u64::from(step.steps).wrapping_sub(behind) % rows;
+        let clock = s.clock;
+        return s.write(stamps + 8 * (row * slots + slot), &clock.to_le_bytes());
+    }
     if s.plant == Some(Plant::StalePointer) && graph && place.0 == 0 && step.position == 2 {
         let base = s.base(node.args[2])?;
         s.move_away(base);

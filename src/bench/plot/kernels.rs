@@ -65,7 +65,7 @@ pub(super) fn shares(path: &Path) -> Result<String> {
     // Behind the longest bar there is room for its figures.
     let x = Axis::new("time a token, µs", 0.0, longest * 2.1);
     let rows = sums.len();
-    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0), 0).rows(rows);
+    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0)).rows(rows);
     for (i, (kernel, s)) in sums.iter().enumerate() {
         let speed = s.bytes / s.us.max(1e-9) / 1e3;
         let of_ceiling = ceiling

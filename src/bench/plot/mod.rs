@@ -95,7 +95,7 @@ fn ab(base_file: &Path, new_file: &Path) -> Result<String> {
     let label = format!("new / base, {} % interval; below 1 is faster", 100.0 * LEVEL);
     let x = Axis::new(&label, low - room, high + room);
     let rows = pairs.len();
-    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0), 0).rows(2 * rows);
+    let mut chart = Chart::new(&title, x, Axis::new("", 0.0, 1.0)).rows(3 * rows);
     chart.rule(1.0);
     for (row, c) in pairs.iter().enumerate() {
         let series = match c.verdict {
@@ -104,11 +104,9 @@ fn ab(base_file: &Path, new_file: &Path) -> Result<String> {
             Verdict::Same | Verdict::CannotTell(_) => Some(0),
         };
         let ends = [c.time.interval.0, c.time.value, c.time.interval.1];
-        let text = format!(
-            "{}: {:.3} → {:.3} ms, × {:.3}, {}",
-            c.name, c.ms.0, c.ms.1, c.time.value, c.verdict
-        );
-        chart.interval(row, rows, ends, series, &text);
+        let figures =
+            format!("{:.3} → {:.3} ms, × {:.3}: {}", c.ms.0, c.ms.1, c.time.value, c.verdict);
+        chart.interval(row, rows, ends, series, [&c.name, &figures]);
     }
     Ok(chart.finish())
 }

@@ -12,7 +12,9 @@ const ROOM: [f64; 4] = [76.0, 24.0, 44.0, 58.0];
 const LEGEND_LINE: f64 = 20.0;
 /// A swatch with the gap behind it, and a letter of the legend, about.
 const SWATCH: f64 = 33.0;
-const LETTER: f64 = 7.0;
+const LETTER: f64 = 7.3;
+/// Room between the legend and the plotted area.
+const LEGEND_GAP: f64 = 10.0;
 /// Ticks of an axis, about.
 const TICKS: f64 = 6.0;
 
@@ -21,11 +23,15 @@ const TICKS: f64 = 6.0;
 const STYLE: &str = "\
 .ground{fill:#ffffff}.ink{fill:#1b1f24}.soft{fill:#57606a}.grid{stroke:#d8dee4}.axis{stroke:#57606a}\
 .s0{stroke:#0072b2}.s1{stroke:#d55e00}.s2{stroke:#009e73}.s3{stroke:#a0528a}\
-.f0{fill:#0072b2}.f1{fill:#d55e00}.f2{fill:#009e73}.f3{fill:#a0528a}.bad{fill:#cf222e;stroke:#cf222e}\
+.s4{stroke:#8a6d00}.s5{stroke:#6e7781}\
+.f0{fill:#0072b2}.f1{fill:#d55e00}.f2{fill:#009e73}.f3{fill:#a0528a}\
+.f4{fill:#8a6d00}.f5{fill:#6e7781}.bad{fill:#cf222e;stroke:#cf222e}\
 @media (prefers-color-scheme:dark){\
 .ground{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9ea7b3}.grid{stroke:#2b323b}.axis{stroke:#9ea7b3}\
 .s0{stroke:#56b4e9}.s1{stroke:#f0964f}.s2{stroke:#3fcf9f}.s3{stroke:#e08fc6}\
-.f0{fill:#56b4e9}.f1{fill:#f0964f}.f2{fill:#3fcf9f}.f3{fill:#e08fc6}.bad{fill:#ff7b72;stroke:#ff7b72}}\
+.s4{stroke:#e3c34c}.s5{stroke:#b6bfc8}\
+.f0{fill:#56b4e9}.f1{fill:#f0964f}.f2{fill:#3fcf9f}.f3{fill:#e08fc6}\
+.f4{fill:#e3c34c}.f5{fill:#b6bfc8}.bad{fill:#ff7b72;stroke:#ff7b72}}\
 .halo{paint-order:stroke;stroke:#ffffff;stroke-width:5px;stroke-linejoin:round}\
 @media (prefers-color-scheme:dark){.halo{stroke:#0d1117}}\
 text{font-family:system-ui,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px}\
@@ -33,7 +39,7 @@ text{font-family:system-ui,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px}\
 .band{opacity:.18;stroke:none}.dash{stroke-dasharray:7 5}";
 
 /// Series that have a colour of their own; more begin again.
-pub(super) const COLOURS: usize = 4;
+pub(super) const COLOURS: usize = 6;
 
 /// An axis: what it shows, with the unit, and from where to where.
 pub(super) struct Axis {
@@ -83,21 +89,20 @@ pub(super) struct Chart {
     body: String,
     legend: Vec<(String, String)>,
     title: String,
-    top: f64,
+    /// Without the legend, which [`Self::finish`] makes room for.
     height: f64,
 }
 
 impl Chart {
-    /// An empty chart with room for `lines` lines of legend.
-    pub(super) fn new(title: &str, x: Axis, y: Axis, lines: usize) -> Self {
+    /// An empty chart.
+    pub(super) fn new(title: &str, x: Axis, y: Axis) -> Self {
         let (body, legend) = Default::default();
-        let top = ROOM[2] + LEGEND_LINE * lines as f64;
-        Self { x, y, body, legend, title: title.to_owned(), top, height: HEIGHT }
+        Self { x, y, body, legend, title: title.to_owned(), height: HEIGHT }
     }
 
     /// As high as `rows` lines of text need.
     pub(super) fn rows(mut self, rows: usize) -> Self {
-        self.height = self.top + ROOM[3] + 30.0 * rows as f64;
+        self.height = ROOM[2] + ROOM[3] + 30.0 * rows as f64;
         self
     }
 
@@ -110,7 +115,7 @@ impl Chart {
     /// Where `y` lies, points from the top.
     fn at_y(&self, y: f64) -> f64 {
         let share = (y - self.y.from) / (self.y.to - self.y.from);
-        self.height - ROOM[3] - share.clamp(0.0, 1.0) * (self.height - self.top - ROOM[3])
+        self.height - ROOM[3] - share.clamp(0.0, 1.0) * (self.height - ROOM[2] - ROOM[3])
     }
 
     fn points(&self, points: impl IntoIterator<Item = (f64, f64)>) -> String {
@@ -159,8 +164,7 @@ impl Chart {
     /// A bar over the whole height from `from` to `to`, as a warning.
     pub(super) fn warn(&mut self, from: f64, to: f64) {
         let (from, to) = (self.at_x(from), self.at_x(to));
-        let (top, height, width) =
-            (self.top, self.height - self.top - ROOM[3], (to - from).max(2.0));
+        let (top, height, width) = (ROOM[2], self.height - ROOM[2] - ROOM[3], (to - from).max(2.0));
         let _ = writeln!(
             self.body,
             "<rect class=\"bad band\" x=\"{from:.1}\" y=\"{top}\" width=\"{width:.1}\" \
@@ -170,7 +174,7 @@ impl Chart {
 
     /// A vertical line over the whole height.
     pub(super) fn rule(&mut self, x: f64) {
-        let (x, top, bottom) = (self.at_x(x), self.top, self.height - ROOM[3]);
+        let (x, top, bottom) = (self.at_x(x), ROOM[2], self.height - ROOM[3]);
         let _ = writeln!(
             self.body,
             "<line class=\"axis\" x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"/>"
@@ -179,15 +183,15 @@ impl Chart {
 
     /// A bar from the left axis to `to`, on row `row` of `rows`, with text on and behind it.
     pub(super) fn bar(&mut self, row: usize, rows: usize, to: f64, name: &str, figures: &str) {
-        let height = (self.height - self.top - ROOM[3]) / rows.max(1) as f64;
-        let top = self.top + height * row as f64;
+        let height = (self.height - ROOM[2] - ROOM[3]) / rows.max(1) as f64;
+        let top = ROOM[2] + height * row as f64;
         let (left, right) = (self.at_x(self.x.from), self.at_x(to));
         let middle = top + height / 2.0 + 4.5;
         let _ = writeln!(
             self.body,
             "<rect class=\"f0 band\" x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>\n\
              <text class=\"ink\" x=\"{:.1}\" y=\"{middle:.1}\">{}</text>\n\
-             <text class=\"soft\" x=\"{:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>",
+             <text class=\"soft halo\" x=\"{:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>",
             top + 2.0,
             (right - left).max(1.0),
             height - 4.0,
@@ -198,17 +202,17 @@ impl Chart {
         );
     }
 
-    /// An interval on row `row` of `rows` with its middle, and text above it.
+    /// An interval on row `row` of `rows` with its middle, and two lines of text above it.
     pub(super) fn interval(
         &mut self,
         row: usize,
         rows: usize,
         [low, middle, high]: [f64; 3],
         series: Option<usize>,
-        text: &str,
+        [name, figures]: [&str; 2],
     ) {
-        let height = (self.height - self.top - ROOM[3]) / rows.max(1) as f64;
-        let y = self.top + height * (row as f64 + 0.72);
+        let height = (self.height - ROOM[2] - ROOM[3]) / rows.max(1) as f64;
+        let y = ROOM[2] + height * (row as f64 + 0.8);
         let class = series.map_or_else(|| "bad".to_owned(), |n| format!("s{0} f{0}", n % COLOURS));
         let (low, middle, high) = (self.at_x(low), self.at_x(middle), self.at_x(high));
         let _ = writeln!(
@@ -216,10 +220,13 @@ impl Chart {
             "<line class=\"{class}\" stroke-width=\"3\" x1=\"{low:.1}\" y1=\"{y:.1}\" \
              x2=\"{high:.1}\" y2=\"{y:.1}\"/>\n\
              <circle class=\"{class}\" cx=\"{middle:.1}\" cy=\"{y:.1}\" r=\"5\"/>\n\
-             <text class=\"ink halo\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+             <text class=\"ink halo\" x=\"{0:.1}\" y=\"{1:.1}\">{2}</text>\n\
+             <text class=\"soft halo\" x=\"{0:.1}\" y=\"{3:.1}\">{4}</text>",
             ROOM[0] + 8.0,
-            y - 10.0,
-            escape(text)
+            y - 32.0,
+            escape(name),
+            y - 14.0,
+            escape(figures)
         );
     }
 
@@ -239,19 +246,9 @@ impl Chart {
         self.entry("bad line".to_owned(), text);
     }
 
-    /// The whole file. An axis without a label has no ticks.
-    pub(super) fn finish(self) -> String {
-        let (left, top) = (ROOM[0], self.top);
-        let (right, bottom) = (WIDTH - ROOM[1], self.height - ROOM[3]);
-        let height = self.height;
-        let mut s = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-             width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n<title>{0}</title>\n\
-             <style>{STYLE}</style>\n<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
-             <text class=\"ink title\" x=\"{left}\" y=\"26\">{0}</text>\n",
-            escape(&self.title)
-        );
-        let (mut at, mut y) = (left, 50.0);
+    /// The legend from `left` to `right`, in as many lines as it needs, and the height of them.
+    fn legend(&self, left: f64, right: f64) -> (String, f64) {
+        let (mut s, mut at, mut y) = (String::new(), left, 50.0);
         for (swatch, text) in &self.legend {
             let width = SWATCH + LETTER * text.chars().count() as f64;
             if at > left && at + width > right {
@@ -268,6 +265,25 @@ impl Chart {
             );
             at += width + 18.0;
         }
+        let room = if s.is_empty() { 0.0 } else { y - 50.0 + LEGEND_LINE + LEGEND_GAP };
+        (s, room)
+    }
+
+    /// The whole file. An axis without a label has no ticks.
+    pub(super) fn finish(self) -> String {
+        let (left, top) = (ROOM[0], ROOM[2]);
+        let (right, bottom) = (WIDTH - ROOM[1], self.height - ROOM[3]);
+        let (legend, room) = self.legend(left, right);
+        let height = self.height + room;
+        let mut s = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+             width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n<title>{0}</title>\n\
+             <style>{STYLE}</style>\n<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
+             <text class=\"ink title\" x=\"{left}\" y=\"26\">{0}</text>\n",
+            escape(&self.title)
+        );
+        s.push_str(&legend);
+        let _ = writeln!(s, "<g transform=\"translate(0 {room})\">");
         if !self.x.label.is_empty() {
             for tick in self.x.ticks() {
                 let x = self.at_x(tick);
@@ -300,7 +316,7 @@ impl Chart {
             "<polyline class=\"axis thin\" points=\"{left},{top} {left},{bottom} {right},{bottom}\"/>\n\
              <text class=\"ink\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
              <text class=\"ink\" transform=\"translate(20 {middle}) rotate(-90)\" \
-             text-anchor=\"middle\">{}</text>\n</svg>",
+             text-anchor=\"middle\">{}</text>\n</g>\n</svg>",
             (left + right) / 2.0,
             bottom + 44.0,
             escape(&self.x.label),

@@ -102,7 +102,7 @@ pub(super) fn by_depth(rows: &[Row]) -> String {
     let y = Axis::new("time a token, ms", 0.0, high * 1.1);
     let title = "Time a token by depth: median, 10th to 90th percentile";
     let names = names(rows);
-    let mut chart = Chart::new(title, x, y, 2 * names.len());
+    let mut chart = Chart::new(title, x, y);
     let mut rooflines: Vec<Vec<(f64, f64)>> = Vec::new();
     for (n, name) in names.into_iter().enumerate() {
         let mut own: Vec<&Row> = rows.iter().filter(|r| r.name == name).collect();
@@ -121,7 +121,10 @@ pub(super) fn by_depth(rows: &[Row]) -> String {
         // Modes of one model share it.
         if !roofline.is_empty() && !rooflines.contains(&roofline) {
             chart.line(n, Stroke::Dashed, roofline.iter().copied());
-            chart.name(n, Stroke::Dashed, "roofline: weights and cache at the read ceiling");
+            if rooflines.is_empty() {
+                let what = "roofline: weights and cache at the read ceiling";
+                chart.name(n, Stroke::Dashed, what);
+            }
             rooflines.push(roofline);
         }
     }
@@ -136,7 +139,7 @@ pub(super) fn trace(rows: &[Row]) -> String {
     let top = sorted.quantile(1.0).unwrap_or(0.0);
     let title = format!("Each token of {}, {}", row.name, row.test);
     let x = Axis::new("token, in the order of measurement", 0.0, all as f64);
-    let mut chart = Chart::new(&title, x, Axis::new("time a token, ms", 0.0, top * 1.08), 1);
+    let mut chart = Chart::new(&title, x, Axis::new("time a token, ms", 0.0, top * 1.08));
     let ordinary = sorted.ordinary();
     let (mut at, mut outliers, mut throttled) = (0usize, 0, 0);
     for (r, tokens) in row.tokens.iter().enumerate() {
@@ -181,6 +184,7 @@ pub(super) fn trace(rows: &[Row]) -> String {
 }
 
 pub(super) fn distribution(rows: &[Row]) -> String {
+    let left_out = rows.len().saturating_sub(COLOURS);
     let rows: Vec<(&Row, Sorted)> = rows.iter().take(COLOURS).map(|r| (r, r.sorted())).collect();
     let quantile = |q| rows.iter().filter_map(move |(_, s)| s.quantile(q));
     let low = quantile(0.0).fold(f64::INFINITY, f64::min);
@@ -189,11 +193,13 @@ pub(super) fn distribution(rows: &[Row]) -> String {
     let median = quantile(0.5).fold(0.0, f64::max);
     let high = max.min(p99 + (p99 - median).max(0.01 * p99));
     let beyond = if max > high { format!("; slowest {max:.3} ms") } else { String::new() };
-    let title = format!("Share of tokens by time{beyond}");
+    let others =
+        if left_out > 0 { format!("; {left_out} more tests left out") } else { String::new() };
+    let title = format!("Share of tokens by time; dots: p50, p90, p99{beyond}{others}");
     let room = (high - low) * 0.03;
     let x = Axis::new("time a token, ms", low - room, high + room);
     let y = Axis::new("share of tokens that took at most this, %", 0.0, 100.0);
-    let mut chart = Chart::new(&title, x, y, rows.len());
+    let mut chart = Chart::new(&title, x, y);
     for (n, (row, sorted)) in rows.iter().enumerate() {
         let share = |i: usize| i as f64 / 200.0;
         let points = (0..=200).filter_map(|i| Some((sorted.quantile(share(i))?, 100.0 * share(i))));
@@ -205,7 +211,7 @@ pub(super) fn distribution(rows: &[Row]) -> String {
         }
         let many = rows.iter().any(|(other, _)| other.name != row.name);
         let name = if many { format!("{} {}", row.name, row.test) } else { row.test.clone() };
-        chart.name(n, Stroke::Line, &format!("{name} (dots: p50, p90, p99)"));
+        chart.name(n, Stroke::Line, &name);
     }
     chart.finish()
 }

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Say what a model file holds, what is supported and what is not
     Inspect(InspectArgs),
-    /// Print the plan that would be captured; needs no GPU
+    /// Print the plan that would be captured, without a GPU; or what a GPU's driver made of it
     Graph(GraphArgs),
     /// Show where a token's time goes, step by step
     Profile(ProfileArgs),
@@ -85,9 +85,9 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
-    /// The whole token in one persistent kernel instead of a chain of kernels (compute 9.0; on trial)
+    /// A kernel a step, instead of the whole token in one persistent kernel (compute 9.0 and later)
     #[arg(long)]
-    pub(crate) persistent: bool,
+    pub(crate) chain: bool,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }
@@ -254,6 +254,12 @@ pub(crate) struct GenerateArgs {
     /// json: one object at the end, instead of text as it comes
     #[arg(short = 'o', long, value_name = "json")]
     pub(crate) output: Option<JsonOnly>,
+    /// What GPU_DEBUG prints (1 if it is unset), of these steps only: L03,*.down,lm_head
+    #[arg(long, value_name = "LABEL,..")]
+    pub(crate) debug_steps: Option<String>,
+    /// Keep what those steps write: FOLDER/POSITION-LABEL-BUFFER.npy, f32
+    #[arg(long, value_name = "FOLDER", requires = "debug_steps")]
+    pub(crate) dump: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +271,9 @@ pub(crate) struct VerifyArgs {
     /// Outside truth to check against: logits and greedy continuations
     #[arg(long, value_name = "FILE")]
     pub(crate) golden: Option<PathBuf>,
+    /// Find the first step that departs from the CPU reference, by bisection over the plan
+    #[arg(long, conflicts_with = "golden")]
+    pub(crate) bisect: bool,
     /// Positions to compare (without --golden)
     #[arg(short = 'n', long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(2..=4096))]
@@ -297,6 +306,12 @@ pub(crate) struct GraphArgs {
     /// The plain plan, before fusion
     #[arg(long)]
     pub(crate) no_fuse: bool,
+    /// Capture it, and print what the driver holds; ends with 8 where that is not the plan
+    #[arg(long)]
+    pub(crate) captured: bool,
+    /// With --captured: device, counted after CUDA_VISIBLE_DEVICES
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "captured")]
+    pub(crate) device: u32,
 }
 
 #[derive(Debug, Args)]
@@ -308,15 +323,18 @@ pub(crate) struct ProfileArgs {
     /// Positions that are in the cache before
     #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
     pub(crate) depth: u32,
-    /// Tokens of the plain replay that the profile is held against
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    /// Tokens that are profiled, and those of the plain replay that the profile is held against
+    #[arg(short = 'n', long, visible_alias = "tokens", value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(2..1024))]
     pub(crate) n_gen: u32,
-    /// Tokens that are profiled
-    #[arg(long, value_name = "N", default_value_t = 32,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) tokens: u32,
-    /// Format
-    #[arg(short = 'o', long, value_name = "md|json", default_value = "md")]
+    /// Only replay N tokens inside the profiler's range, for nsys and ncu
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) steps: Option<u32>,
+    /// Only the sums by kernel, not every step
+    #[arg(long)]
+    pub(crate) by_kernel: bool,
+    /// Format: json is for `plot`, trace for ui.perfetto.dev and chrome://tracing
+    #[arg(short = 'o', long, value_name = "md|json|trace", default_value = "md")]
     pub(crate) output: ProfileFormat,
 }
 
@@ -325,6 +343,7 @@ pub(crate) struct ProfileArgs {
 pub(crate) enum ProfileFormat {
     Md,
     Json,
+    Trace,
 }
 
 #[derive(Debug, Args)]

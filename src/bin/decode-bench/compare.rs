@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::args::CompareArgs;
 use crate::output::{note, print};
+use crate::table::table;
 use decode_graph::bench::baseline::resolve;
 use decode_graph::bench::compare::{
     Comparison, LEVEL, MARGIN_PERCENT, Ratio, Verdict, compare, read,
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     if compared.is_empty() {
         return Err(Error::Usage("the files have no test in common".to_owned()));
     }
-    print(&table(&compared))?;
+    print(&text(&compared))?;
     if compared.iter().any(|c| c.cycles.is_none()) {
         note("note: without the clocks of both, throttling cannot be told from a regression");
     }
@@ -50,27 +51,22 @@ pub(crate) fn run(args: &CompareArgs) -> Result<Outcome> {
     })
 }
 
-fn table(compared: &[Comparison]) -> String {
-    let width = compared.iter().map(|c| c.name.len()).max().unwrap_or(4).max(4);
+fn text(compared: &[Comparison]) -> String {
     let interval = format!("{} % interval", 100.0 * LEVEL);
-    let mut table = format!(
-        "| {:<width$} | {:>9} | {:>9} | {:>8} | {interval:>16} | {:>8} | verdict |\n\
-         | {:-<width$} | {:->8}: | {:->8}: | {:->7}: | {:->15}: | {:->7}: | ------- |\n",
-        "test", "base ms", "new ms", "new/base", "cycles", "", "", "", "", "", ""
-    );
+    let titles = ["test", "base ms", "new ms", "new/base", &interval, "cycles", "verdict"];
     let ratio = |r: &Ratio| format!("{:.4}", r.value);
-    for c in compared {
+    let row = |c: &Comparison| {
         let (low, high) = c.time.interval;
-        table.push_str(&format!(
-            "| {:<width$} | {:>9.4} | {:>9.4} | {:>8} | {:>16} | {:>8} | {} |\n",
-            c.name,
-            c.ms.0,
-            c.ms.1,
+        vec![
+            c.name.clone(),
+            format!("{:.4}", c.ms.0),
+            format!("{:.4}", c.ms.1),
             ratio(&c.time),
             format!("{low:.4} to {high:.4}"),
             c.cycles.as_ref().map_or_else(|| "-".to_owned(), ratio),
-            c.verdict
-        ));
-    }
-    table
+            c.verdict.to_string(),
+        ]
+    };
+    let last = titles.len() - 1;
+    table(&titles, &compared.iter().map(row).collect::<Vec<_>>(), |i| i == 0 || i == last)
 }

@@ -9,7 +9,7 @@ use crate::{Outcome, interrupt, load};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::ops::Sampling;
-use decode_graph::session::{DecodeSession, Finish};
+use decode_graph::session::{DebugLevel, DecodeSession, Finish, Look, StepFilter};
 use decode_graph::tokenizer::{Message, StreamDecoder, Tokenizer};
 use decode_graph::verify::logsumexp;
 use serde_json::{Value, json};
@@ -24,8 +24,23 @@ pub(crate) fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outc
         Some(capacity) => capacity,
         None => capacity(&checkpoint, prompt.len(), args.n_gen)?,
     };
+    let look = args
+        .debug_steps
+        .as_deref()
+        .map(|labels| Look { steps: StepFilter::parse(labels), dump: args.dump.clone() });
+    let debug =
+        if look.is_some() { environment.debug.max(DebugLevel::Print) } else { environment.debug };
+    let environment = &Environment { debug, ..*environment };
     let (checkpoint, mut session) =
         load::sampling_session(Some(checkpoint), &args.engine, capacity, sampling, environment)?;
+    if let Some(look) = look {
+        if !session.plan().steps.iter().any(|step| look.steps.selects(&step.label)) {
+            let labels = args.debug_steps.as_deref().unwrap_or_default();
+            let what = format!("--debug-steps {labels}: no step of that name; `graph` lists them");
+            return Err(Error::Usage(what));
+        }
+        session.look(look);
+    }
     let vocab = session.plan().vocab;
     if let Some(id) = prompt.iter().find(|id| **id >= vocab) {
         return Err(Error::Usage(format!("token {id} is outside the vocabulary of {vocab}")));

@@ -120,10 +120,15 @@ pub(crate) fn options(
         fused: !args.no_fuse,
         sampling: None,
         debug: environment.debug,
-        persistent: args.persistent,
+        persistent: !args.chain,
         trace: false,
         red_zones: false,
     })
+}
+
+/// The backend of a session, by what the session calls it.
+pub(crate) fn named_backend(name: &str) -> BackendChoice {
+    if name == "cuda" { BackendChoice::Cuda } else { BackendChoice::Cpu }
 }
 
 fn kv_type(args: &EngineArgs) -> Result<Option<KvType>> {

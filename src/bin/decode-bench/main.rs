@@ -30,6 +30,7 @@ mod run;
 mod shell;
 mod stop;
 mod synth;
+mod table;
 mod top;
 mod verify;
 
@@ -83,7 +84,7 @@ fn dispatch(cli: Cli) -> Result<Outcome> {
         Command::Generate(args) => generate::run(&args, &environment),
         Command::Verify(args) => verify::run(&args, &environment),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Graph(args) => graph::run(&args),
+        Command::Graph(args) => graph::run(&args, &environment),
         Command::Profile(args) => profile::run(&args, &environment),
         Command::Compare(args) => compare::run(&args),
         Command::Plot(args) => plot::run(&args),

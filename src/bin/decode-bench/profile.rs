@@ -1,98 +1,196 @@
-//! `profile`: where a token's time goes, step by step, reconciled with the plain replay.
+//! `profile`: where a token's time goes, kernel by kernel, reconciled with the plain replay.
 
 use crate::Outcome;
 use crate::args::{ProfileArgs, ProfileFormat};
 use crate::environment::Environment;
 use crate::load;
 use crate::output::print;
+use crate::table::table;
 use decode_graph::bench::measure::{Repeat, Test, Watch, measure};
-use decode_graph::bench::profile::Profile;
+use decode_graph::bench::profile::{Profile, StepProfile, chrome_trace};
 use decode_graph::bench::stats::Sorted;
+use decode_graph::cuda::driver::nvtx;
 use decode_graph::error::Result;
-use decode_graph::session::SessionOptions;
-use serde_json::json;
+use decode_graph::session::{DecodeSession, SessionOptions};
+use serde_json::{Value, json};
 use std::fmt::Write;
-use std::time::Duration;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Input of the first token.
+const FIRST: u32 = 1;
 
 pub(crate) fn run(args: &ProfileArgs, environment: &Environment) -> Result<Outcome> {
     let model = load::required(&args.model)?;
-    let capacity = args.depth + args.n_gen.max(args.tokens) + 1;
-    // Only the persistent kernel can look at its own steps.
-    let base =
-        SessionOptions { persistent: true, ..load::options(&args.engine, capacity, environment)? };
-    let test = Test { n_prompt: 0, n_gen: args.n_gen, depth: args.depth };
-    let repeat = Repeat { times: 3, max_noise: None, most: 3, warmup: true, delay: Duration::ZERO };
-    let plain = {
-        let mut session = load::open(&model, &base, environment)?;
-        let mut watch =
-            Watch { stop: &crate::interrupt::requested, progress: &mut || (), monitor: None };
-        let all = measure(&mut [&mut session], test, repeat, &mut watch)?;
-        let times = all.iter().flat_map(|m| m.token_ms());
-        Sorted::new(times).median().unwrap_or(0.0) * 1e3
+    let tokens = args.steps.unwrap_or(args.n_gen);
+    let capacity = args.depth.saturating_add(tokens).saturating_add(2);
+    let (model, mut session) = load::session(Some(model), &args.engine, capacity, environment)?;
+    if let Some(steps) = args.steps {
+        return bracket(&mut session, args.depth, steps);
+    }
+    let replay_us = plain(&mut session, args.depth, tokens)?;
+    let (backend, kind) = (session.backend(), session.plan().cache.kind);
+    drop(session);
+    let traced = SessionOptions {
+        trace: true,
+        backend: load::named_backend(backend),
+        kv: Some(kind),
+        ..load::options(&args.engine, capacity, environment)?
     };
-    let mut session = load::open(&model, &SessionOptions { trace: true, ..base }, environment)?;
-    session.seek(args.depth, 1)?;
-    let profile = Profile::take(&mut session, 1, args.tokens)?;
-    let ceiling = decode_graph::bench::ceiling(session.backend(), args.engine.device)?;
+    let mut session = load::open(&model, &traced, environment)?;
+    let mut profile = Profile::take(&mut session, FIRST, args.depth, tokens)?;
+    let name = session.plan().model.clone();
+    drop(session);
+    profile.reconcile(replay_us);
+    let found = Found {
+        profile,
+        replay_us,
+        ceiling: decode_graph::bench::ceiling(backend, args.engine.device)?,
+    };
     print(&match args.output {
-        ProfileFormat::Md => table(&profile, plain, ceiling),
-        ProfileFormat::Json => format!("{:#}\n", value(&profile, plain, ceiling)),
+        ProfileFormat::Md => found.text(!args.by_kernel),
+        ProfileFormat::Json => format!("{:#}\n", found.json(&name)),
+        ProfileFormat::Trace => {
+            format!("{}\n", chrome_trace(&found.profile, &name, found.ceiling))
+        }
     })?;
     Ok(Outcome::Done)
 }
 
-/// GB/s of `bytes` in `us`.
-fn rate(bytes: u64, us: f64) -> f64 {
-    if us > 0.0 { bytes as f64 / us / 1e3 } else { 0.0 }
+/// Median time a token of the replay without stamps, microseconds.
+fn plain(session: &mut DecodeSession, depth: u32, n_gen: u32) -> Result<f64> {
+    let test = Test { n_prompt: 0, n_gen, depth };
+    let repeat = Repeat { times: 5, max_noise: None, most: 5, warmup: true, delay: Duration::ZERO };
+    let mut watch =
+        Watch { stop: &crate::interrupt::requested, progress: &mut || (), monitor: None };
+    let all = measure(&mut [session], test, repeat, &mut watch)?;
+    let times = all.iter().flat_map(|m| m.token_ms());
+    Ok(Sorted::new(times).median().unwrap_or(0.0) * 1e3)
 }
 
-fn table(profile: &Profile, plain: f64, ceiling: Option<f64>) -> String {
-    let mut out = String::from(
-        "| op | steps | us each | us | share % | GB/s | % ceiling | cycles staged | first | rest | starved | asking |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-    );
-    let mut sum = 0.0;
-    for (n, s) in profile.by_op() {
-        let gb_s = rate(s.bytes, s.time_us);
-        sum += s.time_us;
+/// Replays `steps` tokens inside the range that nsys and ncu wait for, after as many outside it.
+fn bracket(session: &mut DecodeSession, depth: u32, steps: u32) -> Result<Outcome> {
+    let replay = |session: &mut DecodeSession| -> Result<Duration> {
+        session.seek(depth, 0)?;
+        let _range = nvtx::range(c"replays");
+        let start = Instant::now();
+        session.decode(&[FIRST], steps, &mut |_| ControlFlow::Continue(()))?;
+        Ok(start.elapsed())
+    };
+    replay(session)?;
+    session.profiler_range(true)?;
+    let took = replay(session);
+    session.profiler_range(false)?;
+    let ms = took?.as_secs_f64() * 1e3 / f64::from(steps.max(1));
+    print(&format!("{steps} tokens inside the profiler's range, {ms:.4} ms each\n"))?;
+    Ok(Outcome::Done)
+}
+
+/// A profile and what it is held against.
+struct Found {
+    profile: Profile,
+    /// Of the plain replay, microseconds a token.
+    replay_us: f64,
+    /// Of the device's memory, GB/s.
+    ceiling: Option<f64>,
+}
+
+impl Found {
+    fn cells(&self, s: &StepProfile) -> [String; 5] {
+        let speed = s.gb_per_s();
+        let whole = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}"));
+        let tenths = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
+        [
+            format!("{:.2}", s.time_us),
+            format!("{:.1}", 100.0 * s.time_us / self.profile.sum_us()),
+            s.bytes.to_string(),
+            whole(speed),
+            tenths(speed.zip(self.ceiling).map(|(speed, c)| 100.0 * speed / c)),
+        ]
+    }
+
+    /// Every step if `all`, then the kernels, then what the sums are held against.
+    fn text(&self, all: bool) -> String {
+        const FIGURES: [&str; 5] = ["us", "share %", "bytes", "GB/s", "% ceiling"];
+        let mut out = String::new();
+        if all {
+            let titles: Vec<_> = ["label", "kernel"].into_iter().chain(FIGURES).collect();
+            let rows = self.profile.steps.iter().map(|s| {
+                [s.label.clone(), s.kernel.clone()].into_iter().chain(self.cells(s)).collect()
+            });
+            out.push_str(&table(&titles, &rows.collect::<Vec<_>>(), |i| i < 2));
+            out.push('\n');
+        }
+        let by_kernel = self.profile.by_kernel();
+        let cycles = by_kernel.iter().any(|(_, s)| s.cycles.is_some());
+        let mut titles: Vec<&str> =
+            ["kernel", "steps", "us each"].into_iter().chain(FIGURES).collect();
+        if cycles {
+            titles.extend(["cycles staged", "first", "rest", "starved", "asking"]);
+        }
+        let row = |(n, s): &(usize, StepProfile)| {
+            let each = format!("{:.2}", s.time_us / *n as f64);
+            let mut row = vec![s.kernel.clone(), n.to_string(), each];
+            row.extend(self.cells(s));
+            if let Some(c) = &s.cycles {
+                let cycles = [c.staged, c.first, c.rest, c.starved, c.asking];
+                row.extend(cycles.map(|v| format!("{v:.0}")));
+            }
+            row
+        };
+        out.push_str(&table(&titles, &by_kernel.iter().map(row).collect::<Vec<_>>(), |i| i < 1));
+        let p = &self.profile;
+        let more = 100.0 * (p.token_us / self.replay_us - 1.0);
         let _ = writeln!(
             out,
-            "| {} | {n} | {:.2} | {:.1} | {:.1} | {gb_s:.0} | {:.1} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
-            s.op,
-            s.time_us / n as f64,
-            s.time_us,
-            100.0 * s.time_us / profile.token_us,
-            ceiling.map_or(0.0, |c| 100.0 * gb_s / c),
-            s.staged,
-            s.first,
-            s.rest,
-            s.starved,
-            s.asking
+            "\nsteps {:.1} us + between two tokens {:.1} us = {:.1} us; plain replay p50 {:.1} us\n\
+             profiled token {:.1} us ({more:+.1} %, {:.3} us a stamp, taken off every step), \
+             mean of {} tokens",
+            p.sum_us() - p.between_us,
+            p.between_us,
+            p.sum_us(),
+            self.replay_us,
+            p.token_us,
+            p.stamp_us,
+            p.tokens,
         );
+        if let Some(ceiling) = self.ceiling {
+            let _ = writeln!(out, "ceiling: {ceiling:.0} GB/s, read in this run");
+        }
+        out
     }
-    let _ = writeln!(
-        out,
-        "\nsum of steps {sum:.1} us, profiled token {:.1} us, plain replay p50 {plain:.1} us ({:+.1}%)",
-        profile.token_us,
-        100.0 * (profile.token_us / plain - 1.0)
-    );
-    out
-}
 
-fn value(profile: &Profile, plain: f64, ceiling: Option<f64>) -> serde_json::Value {
-    let steps: Vec<_> = profile
-        .steps
-        .iter()
-        .map(|s| {
-            json!({
-                "label": s.label, "kernel": s.op, "time_us": s.time_us, "bytes": s.bytes,
-                "gb_s": rate(s.bytes, s.time_us),
-                "cycles": {"staged": s.staged, "first": s.first, "rest": s.rest, "starved": s.starved, "asking": s.asking},
-            })
+    fn json(&self, model: &str) -> Value {
+        let rows = self.profile.steps.iter().map(|s| {
+            let speed = s.gb_per_s();
+            let mut row = json!({
+                "label": s.label,
+                "kernel": s.kernel,
+                "time_us": s.time_us,
+                "raw_us": s.raw_us,
+                "bytes": s.bytes,
+                "gb_per_s": speed,
+                "percent_of_ceiling": speed.zip(self.ceiling).map(|(speed, c)| 100.0 * speed / c),
+            });
+            if let Some(c) = &s.cycles {
+                row["cycles"] = json!({
+                    "staged": c.staged, "first": c.first, "rest": c.rest,
+                    "starved": c.starved, "asking": c.asking,
+                });
+            }
+            row
+        });
+        let p = &self.profile;
+        json!({
+            "model": model,
+            "rows": rows.collect::<Vec<_>>(),
+            "between_us": p.between_us,
+            "sum_us": p.sum_us(),
+            "replay_p50_us": self.replay_us,
+            "profiled_token_us": p.token_us,
+            "stamp_us": p.stamp_us,
+            "tokens": p.tokens,
+            "ceiling_gb_per_s": self.ceiling,
         })
-        .collect();
-    json!({
-        "steps": steps, "tokens": profile.tokens, "token_us": profile.token_us,
-        "replay_p50_us": plain, "ceiling_gb_s": ceiling,
-    })
+    }
 }

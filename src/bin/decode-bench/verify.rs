@@ -7,9 +7,10 @@ use crate::output::print;
 use crate::passage::{Logits, Passage};
 use crate::top::top;
 use crate::{Outcome, golden, interrupt, load};
+use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::session::{BackendChoice, Mode, SessionOptions};
-use decode_graph::verify::logsumexp;
+use decode_graph::verify::{first_departure, logsumexp};
 
 /// Σ(x − r)² / Σr² of a position's logits, at most.
 const NMSE: f64 = 1e-4;
@@ -33,6 +34,9 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
 
     let base =
         SessionOptions { kv: Some(kv), ..load::options(&args.engine, args.n_gen, environment)? };
+    if args.bisect {
+        return bisect(&model, cuda, base, &tokens, environment);
+    }
     let on = |backend, mode, fused| SessionOptions { backend, mode, fused, ..base.clone() };
     // The graph has the memory that every run has; what must equal it, the plain plan and the
     // launches one by one, has red zones around it.
@@ -96,6 +100,42 @@ pub(crate) fn run(args: &VerifyArgs, environment: &Environment) -> Result<Outcom
         return print("verified\n").map(|()| Outcome::Done);
     }
     Err(Error::Verification(broken.join("; ")))
+}
+
+/// The first step at which the device departs from the reference.
+fn bisect(
+    model: &Checkpoint,
+    cuda: bool,
+    base: SessionOptions,
+    tokens: &[u32],
+    environment: &Environment,
+) -> Result<Outcome> {
+    if !cuda {
+        let what = "--bisect looks for what a device computes wrongly; here is only the reference";
+        return Err(Error::Usage(what.to_owned()));
+    }
+    let on = |backend| SessionOptions { backend, ..base.clone() };
+    let mut device = load::open(model, &on(BackendChoice::Cuda), environment)?;
+    let mut reference = load::open(model, &on(BackendChoice::Cpu), environment)?;
+    let Some(d) = first_departure(&mut device, &mut reference, tokens, NMSE)? else {
+        let n = tokens.len();
+        print(&format!(
+            "no step departs from the reference by NMSE {NMSE:.0e} in {n} positions\n"
+        ))?;
+        return Ok(Outcome::Done);
+    };
+    Err(Error::Verification(format!(
+        "position {}: {} ({}) is the first step that departs from the reference: {}, NMSE {:.2e}, \
+         max error {:.2e}; {} of {} steps compared",
+        d.position,
+        d.label,
+        d.op,
+        d.what,
+        d.nmse,
+        d.max_error,
+        d.tries,
+        device.plan().steps.len()
+    )))
 }
 
 /// Ids spread over the vocabulary, the same in every run (Weyl sequence of the golden ratio).

@@ -117,6 +117,11 @@ impl Mix {
         }
     }
 
+    /// Whether eight experts leave bits for the output projection of the attention.
+    fn is_small(self) -> bool {
+        matches!(self, Self::Q2K | Self::Q3KM | Self::Iq4Nl | Self::Iq4Xs | Self::Q4KM)
+    }
+
     /// The format of the output projection of the attention.
     fn attention_output(self) -> QuantFormat {
         match self {
@@ -137,12 +142,19 @@ impl Mix {
             tensor.shape[0].is_multiple_of(format.describe().block_elements() as u64)
         };
         let attention_output = tensor.name.ends_with("attn_output.weight");
+        let key = tensor.name.ends_with("attn_k.weight");
         let float = matches!(self, Self::F16 | Self::Bf16);
         let wanted = match tensor.role {
             Role::Vector => return QuantFormat::F32,
             _ if float => base,
             Role::Logits if !whole(base) => QuantFormat::Q8_0,
             Role::Logits if base != QuantFormat::Q8_0 => QuantFormat::Q6K,
+            // Little beside eight experts' feed-forward blocks.
+            Role::Value(_) if shape.has_eight_experts() => QuantFormat::Q8_0,
+            Role::Matrix if key && shape.has_eight_experts() => QuantFormat::Q8_0,
+            Role::Matrix if attention_output && shape.has_eight_experts() && self.is_small() => {
+                QuantFormat::Q5K
+            }
             Role::Value(layer) => self.value(layer, shape),
             Role::Down(layer) => self.down(layer, shape),
             Role::Matrix if attention_output => self.attention_output(),

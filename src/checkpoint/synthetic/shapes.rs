@@ -40,6 +40,13 @@ pub(super) struct Shape {
     experts: Option<(u64, u64, u64)>,
 }
 
+impl Shape {
+    /// Whether it has the eight experts that the mixtures make an exception for.
+    pub(super) fn has_eight_experts(&self) -> bool {
+        self.experts.is_some_and(|(count, ..)| count == 8)
+    }
+}
+
 /// What a tensor is for, as far as its format depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -154,6 +161,21 @@ impl Shape {
             ffn: 11_008,
             vocab: 32_000,
             context: 4096,
+            ..BASE
+        },
+        Self {
+            name: "mixtral-8x7b",
+            title: "Mixtral 8x7B",
+            layers: 32,
+            hidden: 4096,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 14_336,
+            vocab: 32_000,
+            context: 32_768,
+            rope_base: 1e6,
+            experts: Some((8, 2, 14_336)),
             ..BASE
         },
         Self {
@@ -469,7 +491,9 @@ pub(super) fn metadata(shape: &Shape, mix: Mix, path: &Path) -> Metadata {
     if let Some((count, used, ffn)) = shape.experts {
         put(&format!("{a}.expert_count"), int(count));
         put(&format!("{a}.expert_used_count"), int(used));
-        put(&format!("{a}.expert_feed_forward_length"), int(ffn));
+        if ffn != shape.ffn {
+            put(&format!("{a}.expert_feed_forward_length"), int(ffn));
+        }
     }
     put(&format!("{a}.vocab_size"), int(shape.vocab));
 

@@ -16,6 +16,7 @@
 //! | `capture` | a stream's work recorded as a graph; capture ends on every path |
 //! | `graph` | a captured graph: what is in it, and its executable form |
 //! | `profiler` | the range that nsys and ncu record |
+//! | `nvtx` | names of what the host does, on their time line |
 //!
 //! All owners hold their [`Context`], make it current on the thread that uses them, and refuse
 //! work without asking the driver once a fault has lost the context. Handles are never null.
@@ -32,6 +33,7 @@ mod host_memory;
 mod launch;
 mod memory;
 mod module;
+pub mod nvtx;
 pub mod profiler;
 pub mod shim;
 mod status;
