@@ -26,8 +26,9 @@ check() {
 
 for test in "$@"; do
     name=test-$(basename "$test" | sed 's/-[0-9a-f]*$//')
-    # Its long runs take minutes, and its figures are for the table.
+    # Long runs, or hundreds of engines, take minutes; figures are for the table.
     case $name in
+        test-gpu_formats) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
         test-gpu_trust) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
         test-gpu_engine)
             check "$name" "$test" --test-threads=1

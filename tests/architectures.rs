@@ -131,7 +131,7 @@ fn fusion_takes_what_its_kernels_compute_and_leaves_the_rest() {
     let five = ["qkv", "attn.attention", "o_proj", "gate_up", "down"];
     assert_eq!(layer("llama-yarn"), five);
     assert_eq!(layer("phi3-long"), five);
-    let heads = ["norm_qkv", "head_rope", "attn.attention"];
+    let heads = ["qkv", "head_rope", "attn.attention"];
     assert_eq!(layer("qwen3"), [&heads[..], &["o_proj", "gate_up", "down"]].concat());
     let after = ["attn.o", "norm_add", "gate_up", "ffn.down", "norm_add"];
     assert_eq!(layer("gemma2"), [&["qkv", "attn.attention"][..], &after].concat());

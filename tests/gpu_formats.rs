@@ -186,7 +186,7 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
     for format in QuantFormat::ALL {
         let case = Case::new(format);
         // A kernel a step: those of the format's own modules.
-        // Between red zones no two buffers share memory: argmax's candidates would take that of rows.
+        // Between red zones: no kernel may write outside its buffers.
         let options = CudaOptions { mode: Mode::Graph, red_zones: true, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {

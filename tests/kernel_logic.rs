@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod fake_driver;
+mod format_models;
 mod golden_models;
 mod host_shim;
 mod small_model;
@@ -145,9 +146,26 @@ fn the_kernels_of_every_architecture_compute_what_their_references_compute() {
         }
     }
     println!("{} kernels", seen.len());
-    for kernel in ["head_rope_f16", "top_k", "expert_sum", "softcap", "geglu", "norm_add"] {
+    let only_here = ["head_rope_f16", "top_k", "expert_sum", "expert_gate_up_f16", "softcap"];
+    for kernel in only_here.into_iter().chain(["geglu", "norm_add"]) {
         assert!(seen.contains(kernel), "{kernel} is in no plan: {seen:?}");
     }
+}
+
+#[test]
+#[ignore = "minutes: 41 modules are compiled"]
+fn every_kernel_with_weights_computes_what_its_reference_computes_in_every_format_and_mixture() {
+    let _device = device(&KERNELS);
+    let mut seen = BTreeSet::new();
+    for (arch, formats, checkpoint) in format_models::all() {
+        let plan = plan(&checkpoint, 8, KvType::F16, true);
+        check(&format!("{arch} {formats}"), &checkpoint, &plan, (0, 2), &mut seen);
+    }
+    println!("{} kernels", seen.len());
+    let of = |op: &str| seen.iter().filter(|kernel| kernel.starts_with(op)).count();
+    let formats = QuantFormat::ALL.len();
+    assert_eq!(of("qkv_"), formats + decode_graph::ops::fused::Qkv::MIXED.len());
+    assert_eq!((of("gate_up_"), of("expert_gate_up_")), (formats, formats));
 }
 
 #[test]

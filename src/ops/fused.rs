@@ -186,7 +186,7 @@ impl NormQkv {
 
 impl Describe for NormQkv {
     fn name(&self) -> &'static str {
-        "norm_qkv"
+        "qkv"
     }
 
     fn shape(&self) -> String {

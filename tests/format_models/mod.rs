@@ -23,8 +23,8 @@ pub(crate) const ARCHITECTURES: [&str; 3] = ["llama", "gemma3", "qwen3moe"];
 fn steps(arch: &str) -> &'static [&'static str] {
     match arch {
         "llama" => &["qkv", "o_proj", "gate_up", "down"],
-        "gemma3" => &["norm_qkv", "head_rope", "norm_add", "gate_up"],
-        _ => &["norm_qkv", "head_rope", "o_proj", "expert_gate_up"],
+        "gemma3" => &["qkv", "head_rope", "norm_add", "gate_up"],
+        _ => &["qkv", "head_rope", "o_proj", "expert_gate_up"],
     }
 }
 
