@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
-const KNOWN: [(&str, &str); 22] = [
+const KNOWN: [(&str, &str); 23] = [
     ("fence.acq_rel.gpu", "nothing"),
     ("prefetch.global", "nothing"),
     ("globaltimer", "clock"),
@@ -30,6 +30,7 @@ const KNOWN: [(&str, &str); 22] = [
     ("max.NaN.f32", "max_nan"),
     ("ex2.approx", "power_of_two"),
     ("ld.global.cg.v4.u32", "load_words"),
+    ("ld.shared.u32", "load_shared"),
     ("cp.async.cg.shared.global", "copy_async"),
     ("cp.async.commit_group", "commit"),
     ("cp.async.wait_group", "wait_groups"),

@@ -220,8 +220,11 @@ inline void load_words(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, const
     const uint4 v = *static_cast<const uint4*>(at);
     x = v.x, y = v.y, z = v.z, w = v.w;
 }
+// An address in shared memory is 32 bits from where the memory of the launch's size begins.
+inline uint8_t* at_shared(uint32_t address) { return dynamic + static_cast<int32_t>(address); }
+template <class T> void load_shared(T& out, uint32_t address) { memcpy(&out, at_shared(address), sizeof out); }
 inline void copy_async(uint32_t to, const void* from, int bytes) {
-    fibres[current].open.push_back({dynamic + static_cast<int32_t>(to), from, bytes != 0});
+    fibres[current].open.push_back({at_shared(to), from, bytes != 0});
 }
 inline void commit() {
     Fibre& f = fibres[current];
