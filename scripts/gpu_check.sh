@@ -30,10 +30,6 @@ for test in "$@"; do
     case $name in
         test-gpu_formats) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
         test-gpu_trust) LIMIT=${LIMIT:-600} check "$name" "$test" --test-threads=1 --nocapture ;;
-        test-gpu_engine)
-            check "$name" "$test" --test-threads=1
-            DECODE_GRAPH_CHAIN=1 check "$name-chain" "$test" --test-threads=1
-            ;;
         *) check "$name" "$test" --test-threads=1 ;;
     esac
 done

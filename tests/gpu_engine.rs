@@ -39,9 +39,9 @@ fn plan(checkpoint: &Checkpoint, fused: bool) -> DecodePlan {
     if fused { fuse::fuse(&plain) } else { plain }
 }
 
-/// Whether plans are issued as one kernel where they can be: unless the environment asks for the chain.
+/// Whether plans are issued as one kernel where they can be; `gpu_chain.rs` has the same tests without.
 fn persistent() -> bool {
-    std::env::var_os("DECODE_GRAPH_CHAIN").is_none()
+    !module_path!().starts_with("gpu_chain")
 }
 
 /// `None` where there is no device.
@@ -422,11 +422,14 @@ fn a_stamped_graph_computes_the_same_bits_and_its_clock_goes_on() {
     let checkpoint = model(QuantFormat::Q4K);
     for fused in [true, false] {
         let plan = plan(&checkpoint, fused);
-        let Some(mut plain) = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off) else {
+        if engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off).is_none() {
             return;
-        };
-        let options = CudaOptions { trace: true, ..CudaOptions::default() };
-        let mut stamped = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
+        }
+        // Stamps stand between the kernels of a chain.
+        let [mut plain, mut stamped] = [false, true].map(|trace| {
+            let options = CudaOptions { trace, ..CudaOptions::default() };
+            CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap()
+        });
         let run = |engine: &mut CudaEngine| {
             start(engine, &[5]);
             let chosen: Vec<u32> = tokens(engine, STEPS).unwrap().iter().map(|c| c.token).collect();
