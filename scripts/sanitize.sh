@@ -5,14 +5,14 @@
 #   scripts/sanitize.sh OUT DECODE_BENCH [GPU_TRUST]
 #
 # DECODE_BENCH: `generate` on tiny models of every mixture of types, as a graph and launch by launch
-# (GPU_DEBUG=1), with and without --chain. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
+# (GPU_DEBUG=1), with and without --persistent. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
 # every_format_in_few_tokens…, which have also the types without a mixture of their own, plain plans and
 # red zones. Logs under OUT; a table of errors by tool last; exit 1 where there is an error, 2 where a
 # run did not come to its end.
 #
 # SANITIZER=FILE   compute-sanitizer, if it is not on the PATH
 # TOOLS, TYPES     others than all
-# WAYS             of: graph eager graph-chain eager-chain
+# WAYS             of: graph eager graph-persistent eager-persistent
 # JOBS=8           at a time
 # LIMIT=120        seconds for a run; five times as long for GPU_TRUST
 set -uo pipefail
@@ -20,7 +20,7 @@ out=${1:?folder for logs} bench=${2:?decode-bench binary} trust=${3:-}
 sanitizer=${SANITIZER:-compute-sanitizer}
 tools=${TOOLS:-"memcheck racecheck initcheck synccheck"}
 types=${TYPES:-"q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16 q2_k q3_k_m iq4_nl iq4_xs"}
-ways=${WAYS:-"graph eager graph-chain eager-chain"}
+ways=${WAYS:-"graph eager graph-persistent eager-persistent"}
 limit=${LIMIT:-120}
 command -v "$sanitizer" > /dev/null || { echo "no $sanitizer: give SANITIZER=FILE" >&2; exit 2; }
 mkdir -p "$out"
@@ -42,7 +42,7 @@ one() {
     else
         command=("$bench" generate --synthetic "tiny:$type" --backend cuda
             --prompt-ids 1,2,3 -n 4 --ignore-eos -o json)
-        [[ $way == *-chain ]] && command+=(--chain)
+        [[ $way == *-persistent ]] && command+=(--persistent)
         [[ $way == eager* ]] && debug=1
     fi
     GPU_DEBUG=$debug timeout "$limit" "$sanitizer" --tool "$tool" "${flags[@]}" "${command[@]}" \

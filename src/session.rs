@@ -48,8 +48,7 @@ pub struct SessionOptions {
     pub sampling: Option<Sampling>,
     /// What is told about each step.
     pub debug: DebugLevel,
-    /// On CUDA, the whole token in the persistent kernel, where the device and the plan allow it; else,
-    /// and without this, a kernel a step.
+    /// On CUDA, the whole token in the persistent kernel, where the plan has a program.
     pub persistent: bool,
     /// Readings of the clock are kept: [`DecodeSession::stamps`], and of the persistent kernel
     /// [`DecodeSession::trace`].
@@ -70,7 +69,7 @@ impl Default for SessionOptions {
             fused: true,
             sampling: None,
             debug: DebugLevel::default(),
-            persistent: true,
+            persistent: false,
             trace: false,
             red_zones: false,
         }

@@ -26,13 +26,7 @@ fn model() -> Checkpoint {
 
 fn options() -> SessionOptions {
     let (backend, red_zones) = (BackendChoice::Cuda, true);
-    SessionOptions {
-        backend,
-        capacity: 24,
-        red_zones,
-        persistent: false,
-        ..SessionOptions::default()
-    }
+    SessionOptions { backend, capacity: 24, red_zones, ..SessionOptions::default() }
 }
 
 /// Asks the driver for its free memory, in a context of its own.

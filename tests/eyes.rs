@@ -41,7 +41,6 @@ fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
         backend: BackendChoice::Cuda,
         capacity: 64,
         trace,
-        persistent: false,
         ..SessionOptions::default()
     };
     DecodeSession::new(model, &options, &mut |_, _| {}).unwrap()
@@ -146,7 +145,6 @@ fn departure(plant: Option<Plant>, bound: f64) -> Option<Departure> {
         backend,
         capacity: 64,
         kv: Some(KvType::F16),
-        persistent: false,
         ..SessionOptions::default()
     };
     let [mut device, mut reference] = [BackendChoice::Cuda, BackendChoice::Cpu]

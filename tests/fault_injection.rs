@@ -40,15 +40,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 fn options(backend: BackendChoice, mode: Mode, debug: DebugLevel) -> SessionOptions {
     let kv = Some(KvType::F16);
-    SessionOptions {
-        backend,
-        mode,
-        debug,
-        capacity: 24,
-        kv,
-        persistent: false,
-        ..SessionOptions::default()
-    }
+    SessionOptions { backend, mode, debug, capacity: 24, kv, ..SessionOptions::default() }
 }
 
 /// A whole life: made, a prompt decoded, sought to a depth, decoded on, looked into, dropped.
@@ -257,13 +249,8 @@ fn every_architecture_over_the_fake_driver_is_the_reference_in_every_bit_graph_a
     for (name, golden, checkpoint) in golden_models::all() {
         let (ids, capacity) = (&golden.forced.ids, golden.capacity() as u32);
         for (fused, kv) in [(true, KvType::F16), (false, KvType::F16), (true, KvType::F32)] {
-            let options = SessionOptions {
-                capacity,
-                fused,
-                kv: Some(kv),
-                persistent: false,
-                ..SessionOptions::default()
-            };
+            let options =
+                SessionOptions { capacity, fused, kv: Some(kv), ..SessionOptions::default() };
             let on = |backend, mode| {
                 logits(&checkpoint, ids, &SessionOptions { backend, mode, ..options.clone() })
             };

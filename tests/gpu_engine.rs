@@ -39,9 +39,10 @@ fn plan(checkpoint: &Checkpoint, fused: bool) -> DecodePlan {
     if fused { fuse::fuse(&plain) } else { plain }
 }
 
-/// Whether plans are issued as one kernel where they can be; `gpu_chain.rs` has the same tests without.
+/// Whether plans are issued as one kernel where they can be: in `gpu_persistent.rs`, which has the
+/// same tests.
 fn persistent() -> bool {
-    !module_path!().starts_with("gpu_chain")
+    module_path!().starts_with("gpu_persistent")
 }
 
 /// `None` where there is no device.

@@ -65,7 +65,6 @@ fn run(checkpoint: &Checkpoint, backend: BackendChoice, mode: Mode) -> Result<Bi
         mode,
         capacity: CAPACITY,
         kv: Some(KvType::F16),
-        persistent: false,
         ..SessionOptions::default()
     };
     let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;
@@ -103,7 +102,6 @@ fn after_a_run_between_red_zones(checkpoint: &Checkpoint, mode: Mode) -> Result<
         mode,
         capacity: CAPACITY,
         red_zones: true,
-        persistent: false,
         ..SessionOptions::default()
     };
     let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;

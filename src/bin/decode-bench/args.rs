@@ -85,9 +85,9 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
-    /// A kernel a step, instead of the whole token in one persistent kernel (compute 9.0 and later)
+    /// The whole token in one persistent kernel instead of a chain of kernels (compute 9.0; on trial)
     #[arg(long)]
-    pub(crate) chain: bool,
+    pub(crate) persistent: bool,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
 }
