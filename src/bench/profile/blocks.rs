@@ -11,9 +11,7 @@ const WORDS: usize = 8;
 const BEGIN: usize = 0;
 const STAGED: usize = 1;
 const FIRST: usize = 2;
-const STARVED: usize = 3;
 const END: usize = 4;
-const ASKING: usize = 5;
 const BEGIN_NS: usize = 6;
 const END_NS: usize = 7;
 
@@ -26,15 +24,11 @@ pub struct Cycles {
     pub first: f64,
     /// From there to its end.
     pub rest: f64,
-    /// Of these, those in which the block's first warp waited for weights.
-    pub starved: f64,
-    /// And those in which it asked for weights of later steps.
-    pub asking: f64,
 }
 
 impl Cycles {
-    fn all(&mut self) -> [&mut f64; 5] {
-        [&mut self.staged, &mut self.first, &mut self.rest, &mut self.starved, &mut self.asking]
+    fn all(&mut self) -> [&mut f64; 3] {
+        [&mut self.staged, &mut self.first, &mut self.rest]
     }
 
     pub(super) fn add(&mut self, other: &Self) {
@@ -111,8 +105,6 @@ fn add(profile: &mut Profile, plan: &DecodePlan, position: u32, trace: &[u32]) -
             staged: between(BEGIN, STAGED),
             first: between(STAGED, FIRST),
             rest: between(FIRST, END),
-            starved: mean(&|b| word(b, STARVED)),
-            asking: mean(&|b| word(b, ASKING)),
         });
         before = before.max(end);
     }
