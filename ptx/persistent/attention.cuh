@@ -1,7 +1,7 @@
 // out[h] = Σ softmax(scale · q[h] · K[p]) V[p] over the positions p ≤ position; f16 cache.
 //
-// A block has a key/value head and a range of chunks of earlier positions (stream.cuh), which reach
-// it through the rings of its warps; the last split has this position too, from mail. Scores are
+// A block has a key/value head and a range of chunks of earlier positions which reach
+// it through the ring (stream.cuh); the last split has this position too, from mail. Scores are
 // products on tensor cores, q in two f16 terms (22 bits) in the rows g and g + 8 of A; values are
 // weighted in f32. The warps' partial results are joined in shared memory, those of several blocks
 // by mail of words {f32, 32-bit tag}: each block of a head joins an equal part of the outputs.
@@ -36,7 +36,7 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1,
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Scratch, in the place of the staged activations; src/ops/instruction.rs computes its size.
+// Scratch, in the place of the staged activations; src/plan/program.rs computes its size.
 template <int DIM>
 struct Scratch {
     __half q[2][HEADS][DIM];            // two terms

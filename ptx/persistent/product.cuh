@@ -7,7 +7,6 @@
 
 namespace persistent {
 
-
 // Sums of parts that are held before they are added up; a tile has half as many, at most.
 constexpr uint32_t SLOTS = 128;
 

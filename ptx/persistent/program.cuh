@@ -18,7 +18,7 @@ namespace persistent {
 
 enum Kind : uint32_t { EMBED = 0, QKV = 1, ATTENTION = 2, PROJECT = 3, GATE_UP = 4, LM_HEAD = 5 };
 
-// One step. Mirrors src/ops/instruction.rs slot by slot; a slot has 64 bits.
+// One step. Mirrors src/plan/program.rs slot by slot; a slot has 64 bits.
 struct alignas(128) Instruction {
     // What the weight stream needs.
     uint64_t kind;

@@ -21,9 +21,7 @@ constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
 constexpr uint32_t FLIGHT = 6;   // on their way, at most
 // Copies arrive in any order, and a barrier tells only every other lap apart: a warp that waits for
 // chunk c must know that c − CHUNKS has arrived. It does where its last chunk of the step is c − CHUNKS
-// itself, or lies at most CHUNKS − FLIGHT before c, which holds for parts of half a chunk and less in
-// tiles of whole chunks. Not excluded yet: odd tiles of two units a chunk. Twice as many barriers as
-// places would do away with it.
+// itself, or lies at most CHUNKS − FLIGHT before c; the host twin takes no other way to share out.
 constexpr uint32_t ROWS_AHEAD = 16;
 constexpr uint32_t BOARD_BYTES = 12288;  // at the start of shared memory; the ring follows
 

@@ -20,7 +20,11 @@ pub const ASKING_WARPS: u32 = 4;
 /// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/stream.cuh`).
 const BOARD_BYTES: u32 = 12288;
 /// Chunks of the ring.
-const CHUNKS: u32 = 16;
+pub const CHUNKS: u32 = 16;
+/// Chunks on their way, at most.
+pub const FLIGHT: u32 = 6;
+/// Units of a chunk, at most, as a power of two.
+const MOST_SHIFT: u32 = 3;
 /// Sums of parts of tiles that are held before they are added up; a tile has half as many, at most.
 const SUMS: u32 = 128;
 /// Clock cycles of a part and of each of its units, about; measured on an H200.
@@ -211,9 +215,12 @@ impl Instruction {
         if kind == Kind::Embed as u32 {
             return Some(());
         }
-        let shift = |unit_bytes: u32| (0..=3).rev().find(|s| unit_bytes << s <= chunk_bytes);
+        let shift =
+            |unit_bytes: u32| (0..=MOST_SHIFT).rev().find(|s| unit_bytes << s <= chunk_bytes);
         if kind == Kind::Attention as u32 {
-            self.slots[at::UNITS] = Slot::Words(0, shift(GROUP_BYTES)? << 8);
+            // Keys and values take turns: a group a chunk would be two laps from a warp to its next.
+            let shift = shift(GROUP_BYTES).filter(|s| *s > 0)?;
+            self.slots[at::UNITS] = Slot::Words(0, shift << 8);
             return Some(());
         }
         let unit_bytes = self.number_at(at::UNIT_BYTES)?;
@@ -223,7 +230,9 @@ impl Instruction {
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
         let rounds = |span: u32| (tiles * units.div_ceil(span)).div_ceil(WARPS);
         let cost = |span: u32| rounds(span) * (PART_COST + span * UNIT_COST);
-        let fits = |span: &u32| units.div_ceil(*span) <= SUMS / 2;
+        let fits = |span: &u32| {
+            units.div_ceil(*span) <= SUMS / 2 && knows_its_lap(units, *span, shift, tiles)
+        };
         let spans = || (0..=shift).map(|s| 1 << s).filter(fits);
         let half = spans().filter(|span| 2 * span <= 1 << shift);
         let best = if rounds(1) < STREAMED { half.min_by_key(|s| cost(*s)) } else { None };
@@ -394,6 +403,17 @@ impl Instruction {
             | Op::Sample(_) => None,
         }
     }
+}
+
+/// Whether no warp takes a chunk's barrier for that of the lap before (`ptx/persistent/stream.cuh`): from
+/// a part to its next one, it goes on by a whole lap or by at most [`CHUNKS`] − [`FLIGHT`] chunks.
+fn knows_its_lap(units: u32, span: u32, shift: u32, tiles: u32) -> bool {
+    let (parts, chunks) = (units.div_ceil(span), units.div_ceil(1 << shift));
+    let chunk = |q: u32| q / parts * chunks + ((q % parts * span) >> shift);
+    (WARPS..parts * tiles).all(|q| {
+        let on = chunk(q) - chunk(q - WARPS);
+        on == CHUNKS || on <= CHUNKS - FLIGHT
+    })
 }
 
 /// Matrices that a step's warps stream.
