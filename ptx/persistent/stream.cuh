@@ -289,8 +289,11 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
     barrier_wait(gemv::shared_address(board().full + d), c / CHUNKS & 1);
     return ring() + d * board().launch.chunk_bytes;
 }
-// This warp has read its `units` of chunk `c`, which has places for 1 << shift.
+// This warp has read its `units` of chunk `c`, which has places for 1 << shift. What overwrites them is
+// a bulk copy, of another proxy: without the fence it was seen to overtake loads that were issued
+// before the release (the barrier orders only what the generic proxy does).
 __device__ __forceinline__ void release_chunk(uint32_t c, uint32_t units, uint32_t shift, uint32_t lane) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
     if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), units << (3 - shift));
 }
