@@ -40,8 +40,8 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
             block.begin();
             if (step.kind == EMBED) embed(step, block);
             else if (step.kind != ATTENTION) product(step, block);
-            else if (step.head_dim == 64) attend_group<64>(step, block);
-            else attend_group<128>(step, block);
+            else if (step.head_dim == 64) attend<64>(step, block);
+            else attend<128>(step, block);
             block.end();
             release_row();
         }

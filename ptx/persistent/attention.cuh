@@ -1,18 +1,25 @@
 // out[h] = Σ softmax(scale · q[h] · K[p]) V[p] over the positions p ≤ position; f16 cache.
 //
-// A block has a key/value head and a range of chunks of earlier positions which reach
-// it through the ring (stream.cuh); the last split has this position too, from mail. Scores are
-// products on tensor cores, q in two f16 terms (22 bits) in the rows g and g + 8 of A; values are
-// weighted in f32. The warps' partial results are joined in shared memory, those of several blocks
+// A block has a key/value head and a range of groups of earlier positions which reach
+// it through the ring (stream.cuh); the last split has this position too, from mail. Both products
+// are on tensor cores, sums in f32; queries and weights are in two f16 terms each (22 bits):
+//
+//   scores   heads x positions = q (rows g: high terms, g + 8: low) · Kᵀ
+//   values   dimensions x heads = Vᵀ · weights: the scores' registers are its second operand as they
+//            are, and a lane makes the first from neighbouring dimensions of four positions
+//
+// The warps' partial results are joined in shared memory, those of several blocks
 // by mail of words {f32, 32-bit tag}: each block of a head joins an equal part of the outputs.
 #pragma once
 #include "product.cuh"
 
 namespace persistent {
 
-constexpr int HEADS = 8;         // query heads of a key/value head, at most
-constexpr int GROUP_BYTES = 2048;  // keys, or values, of a group of positions
+constexpr int HEADS = 8;       // query heads of a key/value head, at most
+constexpr int POSITIONS = 16;  // of a group
 constexpr float LOG2E = 1.4426950408889634f;
+// Weights are 2^SHIFT at most, so that their f16 terms reach down to 2^(-24 - SHIFT) of the largest.
+constexpr float SHIFT = 15.f;
 
 __device__ __forceinline__ float exp2_approximate(float x) {
     float y;
@@ -39,66 +46,87 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1,
 // Scratch, in the place of the staged activations; src/plan/program.rs computes its size.
 template <int DIM>
 struct Scratch {
-    __half q[2][HEADS][DIM];            // two terms
-    float weights[WARPS][GROUP_BYTES / 2 / DIM][HEADS];
-    float rescale[WARPS][HEADS];
+    __half q[2][HEADS][DIM];  // two terms
+    __half now[2][DIM];       // key and value of this position
     float largest[WARPS][HEADS], sum[WARPS][HEADS];
 };
 
-// What a warp has seen so far: lane (g, t) keeps the largest score of head g and its share of the
-// sum of weights, and the weighted values of every head in its EACH dimensions.
-template <int DIM, int PADDED>
-struct Running {
-    static constexpr int P = GROUP_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
-    float largest = -INFINITY, sum = 0.f;
-    float out[PADDED][EACH] = {};
+// Two weights as two f16 terms each.
+struct Terms {
+    uint32_t high, low;
+    __device__ __forceinline__ Terms(float a, float b) {
+        const __half2 h = __floats2half2_rn(a, b);
+        const float2 f = __half22float2(h);
+        const __half2 l = __floats2half2_rn(a - f.x, b - f.y);
+        high = *reinterpret_cast<const uint32_t*>(&h);
+        low = *reinterpret_cast<const uint32_t*>(&l);
+    }
+};
 
-    // Takes the scores of P positions (this lane: head g, columns 2t and 2t + 1 of each tile);
-    // their weights then lie in shared memory and what was summed before is scaled to them.
-    __device__ __forceinline__ void weigh(Scratch<DIM>& s, uint32_t warp, uint32_t lane, const float (&score)[TILES][2]) {
+// What a warp has seen so far: lane (g, t) keeps the largest score of head g and its share of the sum
+// of weights, and of heads 2t and 2t + 1 the weighted values of dimensions EACH · g + 2m and the next
+// in out[m]: {2m, head 2t}, {2m, head 2t + 1}, {2m + 1, head 2t}, {2m + 1, head 2t + 1}.
+template <int DIM>
+struct Running {
+    static constexpr int EACH = DIM / 8, TILES = DIM / 16;
+    float largest = -INFINITY, sum = 0.f;
+    float out[TILES][4] = {};
+
+    // Takes the scores of a group: this lane has head g, positions 2t, 2t + 1, 2t + 8, 2t + 9, of
+    // which `count` are there; `keys` and `values` are its rows.
+    __device__ __forceinline__ void take(const float (&score)[2][2], const uint8_t* values, uint32_t count, uint32_t lane) {
         const uint32_t g = lane >> 2, t = lane & 3;
-        float top = largest;
-#pragma unroll
-        for (int i = 0; i < TILES; i++) top = fmaxf(top, fmaxf(score[i][0], score[i][1]));
+        float top = fmaxf(fmaxf(score[0][0], score[0][1]), fmaxf(score[1][0], score[1][1]));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        top = fmaxf(top, largest);
         const float factor = exp2_approximate(largest - top);
         largest = top;
-        sum *= factor;
-        __syncwarp();  // the weights before have been read
+        const float w[4] = {exp2_approximate(score[0][0] - top + SHIFT), exp2_approximate(score[0][1] - top + SHIFT),
+                            exp2_approximate(score[1][0] - top + SHIFT), exp2_approximate(score[1][1] - top + SHIFT)};
+        sum = fmaf(sum, factor, (w[0] + w[1]) + (w[2] + w[3]));
+        if (__any_sync(~0u, factor != 1.f)) {
+            const float a = __shfl_sync(~0u, factor, 8 * t), b = __shfl_sync(~0u, factor, 8 * t + 4);
 #pragma unroll
-        for (int i = 0; i < TILES; i++) {
+            for (int m = 0; m < TILES; m++) out[m][0] *= a, out[m][1] *= b, out[m][2] *= a, out[m][3] *= b;
+        }
+        const Terms first(w[0], w[1]), second(w[2], w[3]);
+        const bool odd = t & 1;
+        const uint8_t* const at = values + (2 * t * DIM + EACH * g) * 2;
 #pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const float w = exp2_approximate(score[i][c] - top);
-                sum += w;
-                s.weights[warp][8 * i + 2 * t + c][g] = w;
+        for (int h = 0; h < EACH / 8; h++) {
+            uint32_t v[4][4];
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                // Lanes of other parity begin with the other half: other banks.
+                const uint8_t* row = at + ((p & 1) + 8 * (p >> 1)) * DIM * 2 + 16 * h;
+                const uint2 x = *reinterpret_cast<const uint2*>(row + (odd ? 8 : 0));
+                const uint2 y = *reinterpret_cast<const uint2*>(row + (odd ? 0 : 8));
+                v[p][0] = odd ? y.x : x.x, v[p][1] = odd ? y.y : x.y;
+                v[p][2] = odd ? x.x : y.x, v[p][3] = odd ? x.y : y.y;
             }
-        }
-        if (t == 0) s.rescale[warp][g] = factor;
-        __syncwarp();
+            if (count < POSITIONS) {
+                // What is not there has no weight, but may be no number.
 #pragma unroll
-        for (int h = 0; h < PADDED; h++) {
-            const float f = s.rescale[warp][h];
+                for (int p = 0; p < 4; p++) {
+                    const bool there = 2 * t + (p & 1) + 8 * (p >> 1) < count;
 #pragma unroll
-            for (int e = 0; e < EACH; e++) out[h][e] *= f;
-        }
-    }
-    // Adds the value of position p of the chunk.
-    __device__ __forceinline__ void add(const Scratch<DIM>& s, uint32_t warp, uint32_t p, const float (&v)[EACH]) {
+                    for (int i = 0; i < 4; i++) v[p][i] = there ? v[p][i] : 0u;
+                }
+            }
 #pragma unroll
-        for (int h = 0; h < PADDED; h++) {
-            const float w = s.weights[warp][p][h];
-#pragma unroll
-            for (int e = 0; e < EACH; e++) out[h][e] = fmaf(w, v[e], out[h][e]);
+            for (int i = 0; i < 4; i++) {
+                const uint32_t a0 = __byte_perm(v[0][i], v[1][i], 0x5410), a1 = __byte_perm(v[0][i], v[1][i], 0x7632);
+                const uint32_t a2 = __byte_perm(v[2][i], v[3][i], 0x5410), a3 = __byte_perm(v[2][i], v[3][i], 0x7632);
+                mma_f16(out[4 * h + i], a0, a1, a2, a3, first.high, second.high);
+                mma_f16(out[4 * h + i], a0, a1, a2, a3, first.low, second.low);
+            }
         }
     }
 };
 
-// HEADS_PADDED: the group padded to 1, 4 or 8.
-template <int DIM, int PADDED>
+template <int DIM>
 __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
-    constexpr int P = GROUP_BYTES / 2 / DIM, EACH = DIM / 32, TILES = P / 8;
     const Task& share = block.task();
     if (share.split >= share.splits) return;
     const uint32_t warp = thread_index() / 32, lane = thread_index() % 32, g = lane >> 2, t = lane & 3;
@@ -118,71 +146,55 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     sync_workers();
 
     block.mark(STAGED);
-    const uint32_t first_chunk = share.chunk, shift = Shape(step.units).shift;
-    Running<DIM, PADDED> run;
-    for (uint32_t i = warp; i < share.end - share.begin; i += WARPS) {
-        const uint32_t group_at = share.begin + i, c = (i >> shift) * 2;
-        const uint32_t count = min(static_cast<uint32_t>(P), board().position - group_at * P);
-        float score[TILES][2];
-        const uint8_t* keys = wait_chunk(first_chunk + c) + (i & ((1u << shift) - 1)) * GROUP_BYTES;
+    const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
+    const bool last = share.split + 1 == share.splits;
+    Running<DIM> run;
+    // Group `groups` is this position alone.
+    for (uint32_t i = warp; i < groups + (last ? 1u : 0u); i += WARPS) {
+        const bool now = i == groups;
+        const uint32_t chunk = share.chunk + (i >> shift) * 2, inside = (i & ((1u << shift) - 1)) * (POSITIONS * DIM * 2);
+        const uint32_t count = now ? 1u : min(static_cast<uint32_t>(POSITIONS), board().position - (share.begin + i) * POSITIONS);
+        const uint8_t* keys;
+        if (now) {
+            // Key and value together: each look costs a round trip.
+            constexpr int MINE = DIM / 32;
+            float kv[2][MINE];
+            await_all<2, MINE>(kv, step.k_mail + share.head * DIM + lane * MINE,
+                               static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            float d[4] = {0.f, 0.f, 0.f, 0.f};
-            const uint8_t* row = keys + (8 * n + g) * DIM * 2 + t * 16;
-#pragma unroll
-            for (int j = 0; j < DIM / 32; j++) {
-                const uint4 k = *reinterpret_cast<const uint4*>(row + j * 64);
-                const uint4 a = load_shared(&s.q[0][g][32 * j + 8 * t]);
-                const uint4 b = load_shared(&s.q[1][g][32 * j + 8 * t]);
-                mma_f16(d, a.x, b.x, a.y, b.y, k.x, k.y);
-                mma_f16(d, a.z, b.z, a.w, b.w, k.z, k.w);
+            for (int e = 0; e < MINE; e++) {
+                s.now[0][lane * MINE + e] = __float2half_rn(kv[0][e]);
+                s.now[1][lane * MINE + e] = __float2half_rn(kv[1][e]);
             }
+            __syncwarp();
+            keys = reinterpret_cast<const uint8_t*>(s.now[0]);
+        } else {
+            keys = wait_chunk(chunk) + inside;
+        }
+        float d[2][4] = {};
+        const uint8_t* row = keys + g * DIM * 2 + t * 16;
+#pragma unroll
+        for (int j = 0; j < DIM / 32; j++) {
+            const uint4 a = load_shared(&s.q[0][g][32 * j + 8 * t]);
+            const uint4 b = load_shared(&s.q[1][g][32 * j + 8 * t]);
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const uint4 k = *reinterpret_cast<const uint4*>(row + 8 * n * DIM * 2 + j * 64);
+                mma_f16(d[n], a.x, b.x, a.y, b.y, k.x, k.y);
+                mma_f16(d[n], a.z, b.z, a.w, b.w, k.z, k.w);
+            }
+        }
+        float score[2][2];
+#pragma unroll
+        for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                score[n][c] = 8 * n + 2 * t + c < count ? d[c] + d[2 + c] : -INFINITY;
-        }
-        release_chunk(first_chunk + c, 1, shift, lane);
-        const uint8_t* values = wait_chunk(first_chunk + c + 1) + (i & ((1u << shift) - 1)) * GROUP_BYTES;
-        run.weigh(s, warp, lane, score);
-#pragma unroll 2
-        for (uint32_t p = 0; p < count; p++) {
-            const uint8_t* at = values + p * DIM * 2 + lane * EACH * 2;
-            float v[EACH];
-            if constexpr (EACH == 4) {
-                const uint2 w = *reinterpret_cast<const uint2*>(at);
-                const float2 a = gemv::half_pair(w.x), b = gemv::half_pair(w.y);
-                v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-            } else {
-                const float2 a = gemv::half_pair(*reinterpret_cast<const uint32_t*>(at));
-                v[0] = a.x, v[1] = a.y;
-            }
-            run.add(s, warp, p, v);
-        }
-        release_chunk(first_chunk + c + 1, 1, shift, lane);
-    }
-    if (warp == (share.end - share.begin) % WARPS && share.split + 1 == share.splits) {
-        // This position: one column, by a warp that has a group less than others or none.
-        // Key and value together: each look costs a round trip.
-        float kv[2][EACH];
-        await_all<2, EACH>(kv, step.k_mail + share.head * DIM + lane * EACH,
-                           static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
-        float score[TILES][2];
-#pragma unroll
-        for (int i = 0; i < TILES; i++) score[i][0] = score[i][1] = -INFINITY;
-#pragma unroll
-        for (int h = 0; h < PADDED; h++) {
-            float d = 0.f;
-#pragma unroll
-            for (int e = 0; e < EACH; e++) {
-                const uint32_t c = lane * EACH + e;
-                d = fmaf(__half2float(s.q[0][h][c]) + __half2float(s.q[1][h][c]), kv[0][e], d);
-            }
-            d = warp_sum(d);
-            if (g == h && t == 0) score[0][0] = d;
-        }
-        if (g >= PADDED && t == 0) score[0][0] = 0.f;  // a head that is not there: finite
-        run.weigh(s, warp, lane, score);
-        run.add(s, warp, 0, kv[1]);
+                score[n][c] = 8 * n + 2 * t + c < count ? d[n][c] + d[n][2 + c] : -INFINITY;
+        if (!now) release_chunk(chunk, 1, shift, lane);
+        const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
+        if (!now) values = wait_chunk(chunk + 1) + inside;
+        run.take(score, values, count, lane);
+        if (!now) release_chunk(chunk + 1, 1, shift, lane);
     }
 
     block.mark(FIRST);
@@ -191,10 +203,12 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     run.sum += __shfl_xor_sync(~0u, run.sum, 2);
     if (t == 0) s.largest[warp][g] = run.largest, s.sum[warp][g] = run.sum;
 #pragma unroll
-    for (int h = 0; h < PADDED; h++) {
-        if (h < group) {
+    for (int c = 0; c < 2; c++) {
+        float* const row = outs + warp * outputs + (2 * t + c) * DIM + Running<DIM>::EACH * g;
+        if (2 * t + c < group) {
 #pragma unroll
-            for (int e = 0; e < EACH; e++) outs[warp * outputs + h * DIM + lane * EACH + e] = run.out[h][e];
+            for (int m = 0; m < Running<DIM>::TILES; m++)
+                *reinterpret_cast<float2*>(row + 2 * m) = make_float2(run.out[m][c], run.out[m][2 + c]);
         }
     }
     sync_workers();
@@ -272,13 +286,6 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         store(begin + i, value / total);
     }
     sync_workers();
-}
-
-template <int DIM>
-__device__ __forceinline__ void attend_group(const Instruction& step, Block& block) {
-    if (step.group == 1) attend<DIM, 1>(step, block);
-    else if (step.group <= 4) attend<DIM, 4>(step, block);
-    else attend<DIM, 8>(step, block);
 }
 
 }  // namespace persistent

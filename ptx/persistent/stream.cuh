@@ -31,15 +31,15 @@ struct Share {
     uint32_t splits, head, split, begin, end;
 };
 
-// A block has at least so many groups, as far as blocks go: fewer would cost more in joining the splits
-// than the rows of the cache take a block that has its share of the weights besides.
-constexpr uint32_t LEAST_GROUPS = 8;
+// A block has at least so many bytes of keys, as far as blocks go: fewer would cost more in joining the
+// splits than the rows of the cache take a block that has its share of the weights besides.
+constexpr uint32_t LEAST_BYTES = 16384;
 
 __device__ __forceinline__ Share share_of(const Instruction& step, uint32_t position) {
     const uint32_t positions = static_cast<uint32_t>(step.items), heads = static_cast<uint32_t>(step.kv_heads);
     const uint32_t groups = (position + positions - 1) / positions;
     Share s;
-    s.splits = max(1u, min(gridDim.x / heads, groups / LEAST_GROUPS));
+    s.splits = max(1u, min(gridDim.x / heads, groups * positions * 2 * static_cast<uint32_t>(step.head_dim) / LEAST_BYTES));
     s.split = blockIdx.x / heads;
     s.head = blockIdx.x % heads;
     s.begin = s.end = 0;

@@ -33,8 +33,8 @@ const UNIT_COST: u32 = 500;
 /// Units of a warp from which on a step is bound by the memory: parts are then as small as can be,
 /// so that as much of the ring as can be is on its way.
 const STREAMED: u32 = 12;
-/// Bytes of a group of keys, or of values.
-const GROUP_BYTES: u32 = 2048;
+/// Positions of a group.
+const POSITIONS: u32 = 16;
 /// Query heads of a key/value head, at most.
 const HEADS: u32 = 8;
 /// Shared memory that the kernel declares itself, rounded up.
@@ -224,7 +224,8 @@ impl Instruction {
             |unit_bytes: u32| (0..=MOST_SHIFT).rev().find(|s| unit_bytes << s <= chunk_bytes);
         if kind == Kind::Attention as u32 {
             // Keys and values take turns: a group a chunk would be two laps from a warp to its next.
-            let shift = shift(GROUP_BYTES).filter(|s| *s > 0)?;
+            let group_bytes = POSITIONS * 2 * self.number_at(at::HEAD_DIM)?;
+            let shift = shift(group_bytes).filter(|s| *s > 0)?;
             self.slots[at::UNITS] = Slot::Words(0, shift << 8);
             return Some(());
         }
@@ -333,7 +334,7 @@ impl Instruction {
         let mut this = Self::new(Kind::Attention);
         this.reads(mail, op.q)?;
         this.writes(mail, op.out, op.heads * cache.head_dim)?;
-        this.number(at::ITEMS, GROUP_BYTES / 2 / cache.head_dim);
+        this.number(at::ITEMS, POSITIONS);
         this.arg(at::MAGNITUDE, Arg::F32(op.scale));
         this.number(at::HEAD_DIM, cache.head_dim);
         this.number(at::KV_HEADS, cache.kv_heads);
@@ -430,11 +431,10 @@ fn knows_its_lap(units: u32, span: u32, shift: u32, tiles: u32) -> bool {
 /// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
 fn attention_bytes(op: &Attention) -> u32 {
     let dim = op.cache.head_dim;
-    let queries = 2 * HEADS * dim * 2;
-    let weights = WARPS * (GROUP_BYTES / 2 / dim) * HEADS * 4;
+    let rows = 2 * (HEADS + 1) * dim * 2;
     let outputs = op.group() * dim;
     let joined = 3 * 4 * outputs;
-    (queries + weights + 3 * WARPS * HEADS * 4 + WARPS * outputs * 4).max(joined)
+    (rows + 2 * WARPS * HEADS * 4 + WARPS * outputs * 4).max(joined)
 }
 
 impl Program {
