@@ -160,8 +160,8 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         }
         release_chunk(first_chunk + c + 1, 1, shift, lane);
     }
-    if (warp == WARPS - 1 && share.split + 1 == share.splits) {
-        // This position: one column.
+    if (warp == (share.end - share.begin) % WARPS && share.split + 1 == share.splits) {
+        // This position: one column, by a warp that has a group less than others or none.
         // Key and value together: each look costs a round trip.
         float kv[2][EACH];
         await_all<2, EACH>(kv, step.k_mail + share.head * DIM + lane * EACH,
@@ -239,20 +239,26 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
 
     // Join the splits: this block has outputs [begin, end), a thread one output of one split.
     const uint32_t begin = outputs * share.split / share.splits, end = outputs * (share.split + 1) / share.splits;
-    auto receive = [&](uint32_t split, uint32_t at) {
-        uint64_t w;
+    // Three words at a time: each look costs a round trip.
+    auto receive = [&](uint32_t split, const uint32_t (&at)[3], float* to) {
+        uint64_t w[3];
+        bool all;
         do {
-            asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w) : "l"(partials + split * words + at) : "memory");
-        } while (static_cast<uint32_t>(w >> 32) != tag32);
-        return __uint_as_float(static_cast<uint32_t>(w));
+            all = true;
+#pragma unroll
+            for (int i = 0; i < 3; i++)
+                asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(w[i]) : "l"(partials + split * words + at[i]) : "memory");
+#pragma unroll
+            for (int i = 0; i < 3; i++) all = all && static_cast<uint32_t>(w[i] >> 32) == tag32;
+        } while (!all);
+#pragma unroll
+        for (int i = 0; i < 3; i++) to[i] = __uint_as_float(static_cast<uint32_t>(w[i]));
     };
     const uint32_t width = end - begin;
     float* const joined = reinterpret_cast<float*>(block.records());  // [splits][width][largest, sum, out]
     for (uint32_t i = threadIdx.x; i < width * share.splits; i += THREADS) {
         const uint32_t split = i / width, o = begin + i % width, h = o / DIM;
-        joined[3 * i] = receive(split, outputs + h);
-        joined[3 * i + 1] = receive(split, outputs + HEADS + h);
-        joined[3 * i + 2] = receive(split, o);
+        receive(split, {outputs + h, outputs + HEADS + h, o}, joined + 3 * i);
     }
     sync_workers();
     for (uint32_t i = threadIdx.x; i < width; i += THREADS) {

@@ -31,14 +31,15 @@ struct Share {
     uint32_t splits, head, split, begin, end;
 };
 
-// Splits are made so that every warp of a block has at least GROUPS_EACH groups, as far as blocks go.
-constexpr uint32_t GROUPS_EACH = 1;
+// A block has at least so many groups, as far as blocks go: fewer would cost more in joining the splits
+// than the rows of the cache take a block that has its share of the weights besides.
+constexpr uint32_t LEAST_GROUPS = 8;
 
 __device__ __forceinline__ Share share_of(const Instruction& step, uint32_t position) {
     const uint32_t positions = static_cast<uint32_t>(step.items), heads = static_cast<uint32_t>(step.kv_heads);
     const uint32_t groups = (position + positions - 1) / positions;
     Share s;
-    s.splits = max(1u, min(gridDim.x / heads, groups / (WARPS * GROUPS_EACH)));
+    s.splits = max(1u, min(gridDim.x / heads, groups / LEAST_GROUPS));
     s.split = blockIdx.x / heads;
     s.head = blockIdx.x % heads;
     s.begin = s.end = 0;
@@ -289,8 +290,11 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
     barrier_wait(gemv::shared_address(board().full + d), c / CHUNKS & 1);
     return ring() + d * board().launch.chunk_bytes;
 }
-// This warp has read its `units` of chunk `c`, which has places for 1 << shift.
+// This warp has read its `units` of chunk `c`, which has places for 1 << shift. What overwrites them is
+// a bulk copy, of another proxy: without the fence it was seen to overtake loads that were issued
+// before the release (the barrier orders only what the generic proxy does).
 __device__ __forceinline__ void release_chunk(uint32_t c, uint32_t units, uint32_t shift, uint32_t lane) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
     if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), units << (3 - shift));
 }
