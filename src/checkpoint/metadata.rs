@@ -194,7 +194,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// `x` in digits, or with an exponent where that would be a row of zeros, 324 of them at most.
+/// `x` in digits, or with an exponent where digits would be a row of hundreds of zeros.
 fn number<T>(f: &mut fmt::Formatter<'_>, x: &T, value: f64) -> fmt::Result
 where
     T: fmt::Display + fmt::LowerExp,
