@@ -34,6 +34,7 @@ one() {
         memcheck) flags+=(--leak-check full --padding 32) ;;
         racecheck) flags+=(--racecheck-report analysis) ;;
         initcheck) flags+=(--track-unused-memory no) ;;
+        synccheck) flags+=(--num-cuda-barriers 65536) ;; # a ring's, of all blocks
     esac
     if [[ $way == test* ]]; then
         command=("$trust" --exact --ignored --nocapture every_format_in_few_tokens)

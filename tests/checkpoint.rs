@@ -210,3 +210,24 @@ fn of_experts_a_token_reads_the_chosen_ones() {
     // One row of the embeddings and a quarter of the experts; the head whole; unknown sizes none.
     assert_eq!(read, [("F16", 80), ("F32", 16 + 128), ("type 77", 0)]);
 }
+
+#[test]
+fn a_number_of_a_file_is_shown_in_few_digits() {
+    let real = |x: f64| Gguf::default().key(b"k", 12, &x.to_le_bytes());
+    for (x, shown) in [
+        (0.5, "0.5"),
+        (1e-6, "0.000001"),
+        (-1e6, "-1000000"),
+        (5e-324, "5e-324"),
+        (-1.5e300, "-1.5e300"),
+        (-0.0, "-0"),
+        (f64::NAN, "NaN"),
+        (f64::INFINITY, "inf"),
+    ] {
+        let c = gguf_file::open(&real(x).bytes()).unwrap();
+        assert_eq!(c.metadata().entry("k").unwrap().value.to_string(), shown);
+    }
+    let single = Gguf::default().key(b"k", 6, &1e-38f32.to_le_bytes());
+    let c = gguf_file::open(&single.bytes()).unwrap();
+    assert_eq!(c.metadata().entry("k").unwrap().value.to_string(), "1e-38");
+}

@@ -14,7 +14,7 @@ use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::driver::{Class, Context, Device, DeviceMemory, Stream, classify};
 use decode_graph::cuda::{CudaEngine, CudaOptions};
-use decode_graph::error::{Error, Result};
+use decode_graph::error::{Defect, Error, Result};
 use decode_graph::ops::KvType;
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, DebugLevel, DecodeSession, Mode, SessionOptions};
@@ -415,6 +415,37 @@ fn memory_that_does_not_suffice_is_told_by_part_before_anything_is_allocated() {
     assert!(error.to_string().contains("KV cache"), "{error}");
     assert!(!fake.take_log().contains(&"cuMemAlloc_v2"));
     assert_eq!(fake.live(), Live::default());
+}
+
+#[test]
+fn a_file_that_is_cut_or_rewritten_while_it_is_uploaded_is_an_error_and_leaves_nothing() {
+    let fake = Fake::new();
+    let folder = tempfile::tempdir().unwrap();
+    let model = SmallModel::new("llama", QuantFormat::Q8_0);
+    let end = model.bytes().len() as u64 - 100;
+    for cut in [true, false] {
+        let checkpoint = model.open(folder.path());
+        let file = std::fs::OpenOptions::new().write(true).open(checkpoint.path()).unwrap();
+        let mut change = |uploaded: u64, _: u64| match (uploaded, cut) {
+            (0, true) => file.set_len(end).unwrap(),
+            (0, false) => {
+                file.set_modified(std::time::SystemTime::now() + Duration::from_secs(5)).unwrap();
+            }
+            _ => {}
+        };
+        let session = DecodeSession::new(&checkpoint, &on_device(WAYS[0]), &mut change);
+        match session.map(drop).unwrap_err() {
+            Error::InvalidModel { at, offset: Some(offset), defect: Defect::Truncated, .. }
+                if cut =>
+            {
+                assert!(at.starts_with("tensor ") && offset == end, "{at} at {offset}");
+            }
+            error => assert!(!cut && error.to_string().contains("rewritten"), "{error}"),
+        }
+        assert!(fake.take_log().contains(&"cuMemAlloc_v2"), "it was about to be uploaded");
+        assert_eq!((fake.live(), fake.is_capturing()), (Live::default(), false));
+    }
+    assert!(life(&model.open(folder.path()), &on_device(WAYS[0])).is_ok());
 }
 
 #[test]

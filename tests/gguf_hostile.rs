@@ -324,6 +324,9 @@ fn what_is_no_regular_file_is_refused_without_blocking() {
     if std::process::Command::new("mkfifo").arg(&fifo).status().is_ok_and(|s| s.success()) {
         assert_eq!(Checkpoint::open(&fifo).unwrap_err().exit_code(), 74);
     }
+    let socket = folder.path().join("socket");
+    let _listens = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert_eq!(Checkpoint::open(&socket).unwrap_err().exit_code(), 74);
     let ring = folder.path().join("ring");
     std::os::unix::fs::symlink(&ring, &ring).unwrap();
     assert_eq!(Checkpoint::open(&ring).unwrap_err().exit_code(), 74);

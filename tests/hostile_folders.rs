@@ -11,6 +11,7 @@ use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::{Checkpoint, write_gguf};
 use decode_graph::error::{Defect, Error};
 use decode_graph::ops::KvType;
+use decode_graph::tokenizer::Tokenizer;
 use std::path::Path;
 
 /// The seed that is a whole model: 11 tensors of f32.
@@ -135,4 +136,33 @@ fn weights_at_odd_bytes_of_the_file_are_the_same_weights() {
         c.tensors().iter().map(|t| (t.name.clone(), c.read_all(t).unwrap())).collect::<Vec<_>>()
     };
     assert_eq!(tensors(&aligned), tensors(&odd));
+}
+
+#[test]
+fn a_link_that_leads_to_itself_is_an_error_and_no_missing_file() {
+    // F03: each of these may be absent, so that a file that is there and cannot be asked for would
+    // change what the model says.
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ] {
+        let folder = folder(&whole());
+        let tokenizer = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            "decoder": {"type": "ByteFallback"}}"#;
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+        let open = || Tokenizer::of(&Checkpoint::open(folder.path())?).map(drop);
+        open().unwrap();
+        let link = folder.path().join(name);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&link, &link).unwrap();
+        match open() {
+            Err(Error::Io { path, .. }) => assert_eq!(path, link),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }

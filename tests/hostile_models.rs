@@ -18,6 +18,7 @@ use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
 use decode_graph::tokenizer::Tokenizer;
 use gguf_file::{Gguf, scratch, text};
 use small_model::{Key, SmallModel};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 /// What must be said of a file.
@@ -420,4 +421,13 @@ fn a_sparse_file_of_a_terabyte_is_planned_and_refused_without_allocating_it() {
         checkpoint.read_all(checkpoint.tensor("huge").unwrap()).map(drop)
     });
     assert!(matches!(outcome, Err(Error::Usage(why)) if why.contains("no memory for its")));
+    // F11: what no memory holds is read in parts.
+    let end = bounded("F11", header.len(), || {
+        opened.write_all_at(&[7; 16], length - 16).unwrap();
+        let checkpoint = Checkpoint::open(&file.path).unwrap();
+        let mut end = [0; 32];
+        let huge = checkpoint.tensor("huge").unwrap();
+        checkpoint.read(huge, (1 << 40) - 32, &mut end).map(|()| end)
+    });
+    assert_eq!(end.unwrap().as_chunks::<16>().0, [[0; 16], [7; 16]]);
 }

@@ -224,13 +224,14 @@ fn a_malformed_file_is_refused_by_class_and_place() {
     };
     let one = |entry: &str| format!("{{{entry}}}");
     let (a, b) = (f32s("a", 2, 0, 8), f32s("b", 2, 8, 16));
-    let cases: [(&str, Vec<u8>, Defect, &str); 24] = [
+    let cases: [(&str, Vec<u8>, Defect, &str); 29] = [
         ("S01", vec![1, 2, 3], Defect::Truncated, "header length"),
         ("S02", (1u64 << 63).to_le_bytes().to_vec(), Defect::BadCount, "header length"),
         ("S03", [&1000u64.to_le_bytes()[..], b"{}"].concat(), Defect::Truncated, "header"),
         ("S04", 100_000_001u64.to_le_bytes().to_vec(), Defect::BadCount, "header length"),
         ("S05", file(" {}", 0), Defect::BadMagic, "header"),
         ("S05 empty", file("", 0), Defect::BadMagic, "header"),
+        ("S05 mark", file("\u{feff}{}", 0), Defect::BadMagic, "header"),
         ("S06", [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat(), Defect::BadString, "header"),
         ("S07", file("{\"a\":", 0), Defect::BadType, "tensor a"),
         ("S08", file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0), Defect::BadType, "tensor a"),
@@ -241,6 +242,19 @@ fn a_malformed_file_is_refused_by_class_and_place() {
         ("short", file(&one(&a), 7), Defect::Truncated, "tensor a"),
         ("S15", file(&one(&a.replace("0,8", "0,-8")), 8), Defect::BadType, "tensor a"),
         ("S15 real", file(&one(&a.replace("0,8", "0,8e0")), 8), Defect::BadType, "tensor a"),
+        ("S15 text", file(&one(&a.replace("0,8", "0,\"8\"")), 8), Defect::BadType, "tensor a"),
+        (
+            "S15 2^64",
+            file(&one(&a.replace("0,8", "0,18446744073709551616")), 8),
+            Defect::BadType,
+            "tensor a",
+        ),
+        (
+            "S15 2^64 - 1",
+            file(&one(&a.replace("0,8", "0,18446744073709551615")), 8),
+            Defect::Truncated,
+            "tensor a",
+        ),
         ("S16", file(&one(&f32s("a", 3, 0, 8)), 8), Defect::ShapeMismatch, "tensor a"),
         (
             "S17",
@@ -257,6 +271,12 @@ fn a_malformed_file_is_refused_by_class_and_place() {
         ),
         ("S22", file(r#"{"__metadata__":{"a":1}}"#, 0), Defect::BadType, "__metadata__"),
         ("S23", file(&one(&a.replace("F32", "F33")), 8), Defect::BadType, "tensor a"),
+        (
+            "S23 odd",
+            file(&one(&a.replace("F32", "F4").replace("[2]", "[3]").replace("0,8", "0,2")), 2),
+            Defect::ShapeMismatch,
+            "tensor a",
+        ),
         ("after", file(&format!("{} x", one(&a)), 8), Defect::BadType, "header"),
         ("gone", file(&one(&format!("{a},{b}")), 16), Defect::MissingTensor, "lm_head"),
     ];
@@ -306,6 +326,12 @@ fn a_header_of_a_million_tensors_is_refused_soon() {
     .unwrap();
     let start = std::time::Instant::now();
     assert_eq!(invalid(folder.path()).0, Defect::BadCount);
+    assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+    // S09 within the limit of tensors: all of them on one span.
+    let all = file(&format!("{{{}}}", all[..65_536].join(",")), 4);
+    std::fs::write(folder.path().join("model.safetensors"), all).unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(invalid(folder.path()).0, Defect::BadOffset);
     assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
 }
 

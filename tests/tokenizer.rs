@@ -365,6 +365,15 @@ fn a_malformed_tokenizer_file_is_refused_and_never_panics() {
         assert!(error.to_string().contains(what), "{what}: {error}");
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
+    // A gigabyte that the disk does not have.
+    let json = std::fs::OpenOptions::new().write(true).open(path.join("tokenizer.json")).unwrap();
+    json.set_len(1 << 30).unwrap();
+    let error = Tokenizer::of(&Checkpoint::open(path).unwrap()).map(drop).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json: file: has 1073741824 bytes"), "{error}");
+    // An id that no token has stands for the character of what cannot be shown.
+    let mut sparse = pieces();
+    sparse["model"]["vocab"]["far"] = json!(12);
+    assert_eq!(opened(path, &sparse).unwrap().decode(&[10, 12]), "\u{fffd}far");
     // A pattern that a backtracking matcher takes for ever on.
     let mut slow = pieces();
     slow["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "(a|aa)+(?!x)$"},

@@ -184,14 +184,23 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::F32(x) => write!(f, "{x}"),
-            Self::F64(x) => write!(f, "{x}"),
+            Self::F32(x) => number(f, x, f64::from(*x)),
+            Self::F64(x) => number(f, x, *x),
             Self::Bool(x) => write!(f, "{x}"),
             Self::String(x) => f.write_str(&String::from_utf8_lossy(x)),
             Self::Array(x) => write!(f, "[{}; {}]", x.element_type(), x.len()),
             other => write!(f, "{}", other.integer().unwrap_or_default()),
         }
     }
+}
+
+/// `x` in digits, or with an exponent where digits would be a row of hundreds of zeros.
+fn number<T>(f: &mut fmt::Formatter<'_>, x: &T, value: f64) -> fmt::Result
+where
+    T: fmt::Display + fmt::LowerExp,
+{
+    let usual = value == 0.0 || !value.is_finite() || (1e-9..1e16).contains(&value.abs());
+    if usual { write!(f, "{x}") } else { write!(f, "{x:e}") }
 }
 
 /// A key with its value, as [`Metadata::entries`] gives it.

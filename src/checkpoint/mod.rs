@@ -363,6 +363,14 @@ metadata_getters! {
     required_strings -> &StringArray,
 }
 
+/// Whether there is a file or folder at `path`.
+///
+/// # Errors
+/// [`Error::Io`] when the system does not tell, as of a link that leads to itself.
+pub(crate) fn stands(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|e| Error::io(path, "look for it", e))
+}
+
 /// The bytes of a small file beside a model, refused when it has more than `cap`.
 ///
 /// # Errors

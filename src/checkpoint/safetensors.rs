@@ -20,7 +20,7 @@ mod rope;
 use super::inspection::{Inspection, ListedTensor};
 use super::metadata::Metadata;
 use super::source::{Content, DataFile, Span};
-use super::{TensorInfo, read_small_file};
+use super::{TensorInfo, read_small_file, stands};
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
 use ::safetensors::tensor::{Dtype, Metadata as Header, TensorInfo as Entry};
@@ -104,7 +104,7 @@ pub(super) fn inspect(folder: &Path) -> Result<Inspection> {
 /// All files of the model and the tensors in them, each name once.
 fn read(folder: &Path) -> Result<(Vec<DataFile>, Vec<Stored>)> {
     let index = folder.join(INDEX);
-    let (paths, listed) = if index.exists() {
+    let (paths, listed) = if stands(&index)? {
         shards(folder, &index)?
     } else {
         (vec![folder.join(SINGLE)], HashMap::new())

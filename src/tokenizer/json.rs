@@ -9,7 +9,7 @@ use super::byte_level::Alphabet;
 use super::special::SpecialTokens;
 use super::vocabulary::{byte_value, ends_text};
 use super::{Model, Tokenizer, spm};
-use crate::checkpoint::read_small_file;
+use crate::checkpoint::{read_small_file, stands};
 use crate::error::{Defect, Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -126,7 +126,7 @@ fn text_of(value: &Value) -> Option<String> {
 
 fn beside(folder: &Path, file: &str) -> Result<Beside> {
     let path = folder.join(file);
-    if !path.exists() {
+    if !stands(&path)? {
         return Ok(Beside::default());
     }
     let bytes = read_small_file(&path, CONFIG_CAP)?;
@@ -138,7 +138,7 @@ fn beside(folder: &Path, file: &str) -> Result<Beside> {
 fn template(folder: &Path, beside: &Beside) -> Result<(Option<String>, &'static str)> {
     let file = "chat_template.jinja";
     let path = folder.join(file);
-    if path.exists() {
+    if stands(&path)? {
         let bytes = read_small_file(&path, CONFIG_CAP)?;
         let text = String::from_utf8(bytes).map_err(|_| {
             Error::invalid(&path, "file", None, Defect::BadString, "the template is not UTF-8")

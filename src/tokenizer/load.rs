@@ -1,7 +1,7 @@
 //! The tokenizer of a checkpoint: from the keys of a GGUF file, or the files of a folder.
 
 use super::Tokenizer;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, stands};
 use crate::error::{Error, Result};
 
 impl Tokenizer {
@@ -16,7 +16,7 @@ impl Tokenizer {
             let none = || without_vocabulary(checkpoint, "tokenizer.ggml.model");
             return Self::read(checkpoint)?.ok_or_else(none);
         }
-        if !folder.join("tokenizer.json").exists() {
+        if !stands(&folder.join("tokenizer.json"))? {
             return Err(without_vocabulary(checkpoint, "tokenizer.json"));
         }
         Self::from_folder(folder)
