@@ -160,8 +160,8 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         }
         release_chunk(first_chunk + c + 1, 1, shift, lane);
     }
-    if (warp == WARPS - 1 && share.split + 1 == share.splits) {
-        // This position: one column.
+    if (warp == (share.end - share.begin) % WARPS && share.split + 1 == share.splits) {
+        // This position: one column, by a warp that has a group less than others or none.
         // Key and value together: each look costs a round trip.
         float kv[2][EACH];
         await_all<2, EACH>(kv, step.k_mail + share.head * DIM + lane * EACH,

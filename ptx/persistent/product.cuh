@@ -63,7 +63,7 @@ __device__ __forceinline__ void Block::end() const {
 template <class Dot, bool GAIN, int BATCH>
 __device__ __forceinline__ float stage(const Instruction& step, const Block& block) {
     constexpr int COLUMNS = Dot::UNIT_COLUMNS, EACH = COLUMNS / 32;
-    const uint32_t warp = thread_index() / 32, lane = thread_index() % 32;
+    const uint32_t warp = WARPS - 1 - thread_index() / 32, lane = thread_index() % 32;
     const uint32_t columns = static_cast<uint32_t>(step.columns), units = units_of(step);
     const uint32_t tag = tag_of(step.x_tag, board().epoch);
     const float* gain = step.gain;
@@ -400,7 +400,8 @@ __device__ __forceinline__ void product(const Instruction& step, Block& block) {
     const Task& run = block.task();
     if (run.begin >= run.end) return;
     const uint32_t warp = thread_index() / 32, tiles = run.end - run.begin;
-    Walk walk(step, run, warp);
+    // From the last warp on: the first ones add up, and have less to do before where there is less.
+    Walk walk(step, run, WARPS - 1 - warp);
     Finish finish(step, block, run.begin);
 
     const float squares = stage_any(step, block);
@@ -419,7 +420,7 @@ __device__ __forceinline__ void product(const Instruction& step, Block& block) {
         float* sums = block.sums() + buffer * SLOTS * ROWS;
         const uint32_t end = min(base + at_once, tiles);
         add_up(step, block, walk, base, end, sums);
-        const float scale = finish.scale(all_squares);
+        const float scale = 32 * warp < (end - base) * ROWS ? finish.scale(all_squares) : 0.f;
         sync_workers();
         if (base == 0) block.mark(FIRST);
         finish.flush(run.begin + base, end - base, Sums{sums, walk.shape.parts}, scale);

@@ -31,14 +31,15 @@ struct Share {
     uint32_t splits, head, split, begin, end;
 };
 
-// Splits are made so that every warp of a block has at least GROUPS_EACH groups, as far as blocks go.
-constexpr uint32_t GROUPS_EACH = 1;
+// A block has at least so many groups, as far as blocks go: fewer would cost more in joining the splits
+// than the rows of the cache take a block that has its share of the weights besides.
+constexpr uint32_t LEAST_GROUPS = 8;
 
 __device__ __forceinline__ Share share_of(const Instruction& step, uint32_t position) {
     const uint32_t positions = static_cast<uint32_t>(step.items), heads = static_cast<uint32_t>(step.kv_heads);
     const uint32_t groups = (position + positions - 1) / positions;
     Share s;
-    s.splits = max(1u, min(gridDim.x / heads, groups / (WARPS * GROUPS_EACH)));
+    s.splits = max(1u, min(gridDim.x / heads, groups / LEAST_GROUPS));
     s.split = blockIdx.x / heads;
     s.head = blockIdx.x % heads;
     s.begin = s.end = 0;
