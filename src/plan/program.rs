@@ -118,6 +118,10 @@ mod at {
 pub struct Instruction {
     /// In the kernel's order.
     pub slots: [Slot; SLOTS],
+    /// Bytes of its staged activations, or of its scratch.
+    record_bytes: u32,
+    /// 64-bit words of a block's partial results.
+    partials: u32,
 }
 
 /// A whole plan for the persistent kernel.
@@ -168,7 +172,8 @@ impl Mail {
 
 impl Instruction {
     fn new(kind: Kind) -> Self {
-        let mut this = Self { slots: [Slot::Arg(Arg::Null); SLOTS] };
+        let slots = [Slot::Arg(Arg::Null); SLOTS];
+        let mut this = Self { slots, record_bytes: 0, partials: 0 };
         this.number(at::KIND, kind as u32);
         this
     }
@@ -252,6 +257,14 @@ impl Instruction {
         Some(())
     }
 
+    /// The first matrix, of the format that the activations are staged for, and its input.
+    fn multiplies(&mut self, mail: &Mail, w: &Matrix, x: Buf) -> Option<()> {
+        self.reads(mail, x)?;
+        self.matrix(0, w);
+        self.record_bytes = activation_bytes(w.format) * self.number_at(at::UNITS)?;
+        Some(())
+    }
+
     fn writes(&mut self, mail: &mut Mail, buf: Buf, elements: u32) -> Option<()> {
         self.arg(at::Y, Arg::Buf(buf));
         self.slots[at::Y_MAIL] = Slot::Mail(buf);
@@ -281,9 +294,8 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::Qkv);
-        this.reads(mail, op.norm.x)?;
+        this.multiplies(mail, q, op.norm.x)?;
         this.norm(&op.norm);
-        this.matrix(0, q);
         this.matrix(1, v);
         this.arg(at::WEIGHT + 1, Arg::Weight(k.id));
         this.arg(at::WEIGHT + 2, Arg::Weight(v.id));
@@ -332,14 +344,15 @@ impl Instruction {
         this.slots[at::K_MAIL] = Slot::Mail(k);
         this.slots[at::V_MAIL] = Slot::Mail(v);
         this.slots[at::PARTIALS] = Slot::Partials;
+        this.record_bytes = attention_bytes(op);
+        this.partials = op.group() * cache.head_dim + 2 * HEADS;
         Some(this)
     }
 
     fn project(op: &fused::Project, mail: &mut Mail) -> Option<Self> {
         let w = &op.mat.weight;
         let mut this = Self::new(Kind::Project);
-        this.reads(mail, op.mat.x)?;
-        this.matrix(0, w);
+        this.multiplies(mail, w, op.mat.x)?;
         this.arg(at::BIAS, optional(op.mat.bias));
         this.arg(at::RESIDUAL, Arg::Buf(op.add.out));
         this.writes(mail, op.add.out, w.rows)?;
@@ -352,9 +365,8 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::GateUp);
-        this.reads(mail, op.norm.x)?;
+        this.multiplies(mail, gate, op.norm.x)?;
         this.norm(&op.norm);
-        this.matrix(0, gate);
         this.arg(at::WEIGHT + 1, Arg::Weight(up.id));
         this.arg(at::BIAS, optional(op.gate.bias));
         this.arg(at::BIAS + 1, optional(op.up.bias));
@@ -364,9 +376,8 @@ impl Instruction {
 
     fn lm_head(op: &fused::LmHead, mail: &mut Mail) -> Option<Self> {
         let mut this = Self::new(Kind::LmHead);
-        this.reads(mail, op.norm.x)?;
+        this.multiplies(mail, &op.head.weight, op.norm.x)?;
         this.norm(&op.norm);
-        this.matrix(0, &op.head.weight);
         this.arg(at::BIAS, optional(op.head.bias));
         this.arg(at::Y, Arg::Buf(op.head.out));
         this.slots[at::Y_TAG] = Slot::Arg(Arg::U32(0));
@@ -416,34 +427,6 @@ fn knows_its_lap(units: u32, span: u32, shift: u32, tiles: u32) -> bool {
     })
 }
 
-/// Matrices that a step's warps stream.
-fn matrices(op: &Op) -> Vec<&Matrix> {
-    match op {
-        Op::Qkv(op) => vec![&op.q.weight, &op.k.weight, &op.v.weight],
-        Op::Project(op) => vec![&op.mat.weight],
-        Op::GateUp(op) => vec![&op.gate.weight, &op.up.weight],
-        Op::LmHead(op) => vec![&op.head.weight],
-        Op::Embed(_)
-        | Op::RmsNorm(_)
-        | Op::MatVec(_)
-        | Op::Rope(_)
-        | Op::KvAppend(_)
-        | Op::Attention(_)
-        | Op::Add(_)
-        | Op::Glu(_)
-        | Op::Softcap(_)
-        | Op::TopK(_)
-        | Op::ExpertMatVec(_)
-        | Op::ExpertSum(_)
-        | Op::ExpertGateUp(_)
-        | Op::NormQkv(_)
-        | Op::HeadRope(_)
-        | Op::NormAdd(_)
-        | Op::Argmax(_)
-        | Op::Sample(_) => vec![],
-    }
-}
-
 /// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
 fn attention_bytes(op: &Attention) -> u32 {
     let dim = op.cache.head_dim;
@@ -478,21 +461,8 @@ impl Program {
                 }
             }
         }
-        let mut record_bytes = 0;
-        let mut partials = 0;
-        for step in &plan.steps {
-            for w in matrices(&step.op) {
-                let layout = TileLayout { format: w.format, rows: 16, columns: w.columns as usize };
-                let staged = activation_bytes(w.format) * layout.units() as u32;
-                record_bytes = record_bytes.max(staged);
-            }
-            if let Op::Attention(op) = &step.op {
-                record_bytes = record_bytes.max(attention_bytes(op));
-                let words = op.group() * op.cache.head_dim + 2 * HEADS;
-                let blocks = gpu.sms / op.cache.kv_heads * op.cache.kv_heads;
-                partials = partials.max(u64::from(blocks) * u64::from(words));
-            }
-        }
+        let record_bytes = instructions.iter().map(|i| i.record_bytes).max()?;
+        let partials = instructions.iter().map(|i| u64::from(i.partials)).max()?;
         let record_bytes = record_bytes.next_multiple_of(128);
         let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
@@ -503,7 +473,7 @@ impl Program {
         Some(Self {
             instructions,
             mail: mail.published,
-            partials,
+            partials: partials * u64::from(gpu.sms),
             grid: gpu.sms,
             chunk_bytes,
             record_bytes,
