@@ -13,27 +13,27 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export LC_ALL=C
 
-# Hot modules spill nothing, but for sm_120, which runs the code made for sm_90: there no more than
-# the bytes given per kernel, loads and stores together (the compiler keeps fewer values within the
-# 128 registers of attention). A dash: not hot.
-# module           source         definitions                      spills
+# Hot modules spill nothing on any architecture, on sm_120 too: it runs the code made for sm_90, but
+# its compiler gets fewer values into as many registers. A dash: not hot.
+# module           source         definitions                      hot
 MODULES="
-elementwise        elementwise.cu -                                0
-attention_f16      attention.cu   -DKV_F16=1                       0
+elementwise        elementwise.cu -                                hot
+attention_f16      attention.cu   -DKV_F16=1                       hot
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
 persistent         persistent.cu  -                                -
-sample             sample.cu      -                                0
+sample             sample.cu      -                                hot
 stamp              stamp.cu       -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
-    echo "gemv_$f gemv.cu -DFORMAT=$f$([[ $f == q[46]_k ]] && echo ,-DQKV_GAINS=1)" \
-        "$([[ $f == q6_k ]] && echo 20 || echo 0)"
+    echo "gemv_$f gemv.cu -DFORMAT=$f$([[ $f == q[46]_k ]] && echo ,-DQKV_GAINS=1)$(
+        [[ $f == q6_k ]] && echo ,-DQKV_THREAD_AGAIN=1) hot"
     echo "expert_$f expert.cu -DFORMAT=$f -"
 done)
 $(for pair in q2_k:q3_k q2_k:q4_k q3_k:q4_k q3_k:q5_k q4_k:q6_k q5_k:q6_k q5_0:q8_0 \
     iq4_nl:q5_k iq4_xs:q5_k; do
     a=${pair%:*} b=${pair#*:}
-    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b$([[ $b == *_k ]] && echo ,-DQKV_GAINS=1) $([[ $pair == q3_k:q5_k ]] && echo 20 || echo 0)"
+    echo "qkv_${a}_$b qkv.cu -DFORMAT_A=$a,-DFORMAT_B=$b$([[ $b == *_k ]] && echo ,-DQKV_GAINS=1)$(
+        [[ $pair == q3_k:q5_k ]] && echo ,-DQKV_THREAD_AGAIN=1) hot"
 done)
 "
 # PTX versions to try, the lowest that assembles is taken: an older driver then loads the code too.
@@ -93,9 +93,8 @@ assemble() {
                 if ($i ~ /^smem/) shared = $(i - 2)
             }
             spills = spilled["stores,"] + spilled["loads"]
-            allowed = arch == "sm_120" ? hot + 0 : 0
             printf "%-18s %-18s %-7s %9d %7d %7d%s\n", module, kernel, arch, registers, shared, \
-                spills, (hot != "-" && spills > allowed ? "  SPILLS" : "")
+                spills, (hot == "hot" && spills > 0 ? "  SPILLS" : "")
         }' <<< "$log"
 }
 export -f compile assemble

@@ -1,5 +1,5 @@
-// What every kernel shares: the step state, programmatic dependent launch, reductions of fixed
-// order, the choice of the next token and the advance of the step.
+// What every kernel shares: the thread's number, the step state, programmatic dependent launch,
+// reductions of fixed order, the choice of the next token and the advance of the step.
 #pragma once
 #include <cstdint>
 
@@ -27,6 +27,15 @@ constexpr uint32_t RING_SLOTS = 1024;
 constexpr uint32_t NOT_FORCED = 0xFFFFFFFFu;
 // In a ring entry: the low bits are a status, not a token.
 constexpr uint32_t RING_STATUS = 0x80000000u;
+
+// --- Threads ------------------------------------------------------------------------------------
+
+// threadIdx.x, read anew: what is made of it need not stay in registers from one use to the next.
+__device__ __forceinline__ uint32_t thread_index() {
+    uint32_t t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
 
 // --- Step state ---------------------------------------------------------------------------------
 

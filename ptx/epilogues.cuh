@@ -125,6 +125,9 @@ struct Rotation {
     float cos, sin;
 };
 
+// THREAD_AGAIN: flush() reads the thread's number again, for what prefetch() made of it not to stay in
+// registers over the product (qkv.cuh says when).
+template <bool THREAD_AGAIN>
 struct RotateAppend {
     const StepState* at;  // where in the caches
     const float *q_bias, *k_bias, *v_bias;
@@ -181,7 +184,7 @@ struct RotateAppend {
     }
 
     __device__ __forceinline__ void flush(uint32_t first, uint32_t count, const float* sums, float scale) {
-        const uint32_t i = threadIdx.x;
+        const uint32_t i = THREAD_AGAIN ? thread_index() : threadIdx.x;
         if (i >= count * (ROWS / 2)) return;
         const uint32_t r = first * ROWS + 2 * i;
         const Where w = where(r / ROWS, r % ROWS);

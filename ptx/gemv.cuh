@@ -95,6 +95,12 @@ struct Ring {
         } while (!done);
         return slots + slot * bytes;
     }
+    // Every lane has read the slot. What overwrites it is a bulk copy, of another proxy: without the
+    // fence it may overtake loads that are still on their way.
+    __device__ __forceinline__ void release() const {
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+    }
     __device__ __forceinline__ void advance() {
         if (++slot == count) {
             slot = 0;
@@ -220,8 +226,9 @@ struct Stager {
 // ---------------------------------------------------------------------------------------- body
 
 // One matrix, or the tiles of several as one run. `A` and `B` are formats of one dot kind; a
-// source says which of the two a tile has and where it lies.
-template <class A, class B, int BATCH, int HELD = 2, class Source, class Epilogue>
+// source says which of the two a tile has and where it lies. THREAD_AGAIN: the thread's number is
+// read again after the staging, where the product leaves no registers for what was made of it before.
+template <class A, class B, int BATCH, int HELD = 2, bool THREAD_AGAIN = false, class Source, class Epilogue>
 __device__ __forceinline__ void run(const StepState* step, const float* x, const float* gain,
                                     float eps, uint32_t columns, uint32_t items, uint32_t slots,
                                     uint32_t early, const Source& source, Epilogue& epilogue) {
@@ -229,7 +236,7 @@ __device__ __forceinline__ void run(const StepState* step, const float* x, const
     constexpr bool MIXED = !Same<A, B>::value;
     constexpr uint32_t UNIT = A::UNIT_BYTES > B::UNIT_BYTES ? A::UNIT_BYTES : B::UNIT_BYTES;
     pdl_launch();
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const uint32_t units = (columns + A::UNIT_COLUMNS - 1) / A::UNIT_COLUMNS;
     const uint32_t tail = min((columns - (units - 1) * A::UNIT_COLUMNS + 63) & ~63u,
                               static_cast<uint32_t>(A::UNIT_COLUMNS));
@@ -296,6 +303,10 @@ __device__ __forceinline__ void run(const StepState* step, const float* x, const
     }
 #endif
 
+    if constexpr (THREAD_AGAIN) {
+        const uint32_t thread = thread_index();
+        warp = thread >> 5, lane = thread & 31;
+    }
     uint32_t k = warp;
     int buffer = 0;
     for (uint32_t base = t0; base < t1; base += FLUSH, buffer ^= 1) {
@@ -318,7 +329,7 @@ __device__ __forceinline__ void run(const StepState* step, const float* x, const
                     A::dot(unit, record, lane, n, low, high);
                 }
 #if __CUDA_ARCH__ >= 900
-                __syncwarp();  // every lane has read the slot
+                ring.release();
                 if (lane == 0 && put_tile < t1) put(ring.slot);
                 ring.advance();
 #endif

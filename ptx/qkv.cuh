@@ -20,6 +20,14 @@
 #define QKV_GAINS 2
 #endif
 
+// 1: the thread's number is read again after the staging and in the epilogue, so that over the product
+// registers hold only what the product makes of it. build.sh says so for the formats that the compiler
+// for 12.0 does not fit into the 64 registers otherwise: it spilled the epilogue's position and row.
+#if !defined(QKV_THREAD_AGAIN) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
+#undef QKV_THREAD_AGAIN
+#define QKV_THREAD_AGAIN 0
+#endif
+
 #define QKV_KERNEL(NAME, A, B)                                                                         \
     extern "C" __global__ void __launch_bounds__(gemv::THREADS, QKV_BLOCKS)                           \
         NAME(const StepState* step, const float* x, const float* gain, float eps, const uint8_t* wq,  \
@@ -29,10 +37,11 @@
              uint32_t halves, float magnitude, uint32_t capacity, uint32_t cache_f32,                 \
              const StepState* at, uint32_t slots, uint32_t early) {                                  \
         const uint32_t q_tiles = (q_rows + 15) / 16, kv_tiles = (kv_rows + 15) / 16;                  \
-        gemv::RotateAppend epilogue{at,   bq,       bk,        bv,       freqs,       q,            \
-                                    keys,   values,   q_rows,    kv_rows,  q_tiles,     kv_tiles,     \
-                                    head_dim, half_rotary, halves != 0, cache_f32 != 0, magnitude,    \
-                                    capacity};                                                        \
-        gemv::run<A, B, 2, QKV_GAINS>(step, x, gain, eps, columns, q_tiles + 2 * kv_tiles, slots, early,                  \
-                        gemv::Three<A, B>{wq, wk, wv, q_tiles, kv_tiles}, epilogue);                  \
+        gemv::RotateAppend<QKV_THREAD_AGAIN != 0> epilogue{                                          \
+            at,      bq,      bk,       bv,       freqs,    q,           keys,        values,         \
+            q_rows,  kv_rows, q_tiles,  kv_tiles, head_dim, half_rotary, halves != 0, cache_f32 != 0, \
+            magnitude, capacity};                                                                     \
+        gemv::run<A, B, 2, QKV_GAINS, QKV_THREAD_AGAIN != 0>(                                         \
+            step, x, gain, eps, columns, q_tiles + 2 * kv_tiles, slots, early,                        \
+            gemv::Three<A, B>{wq, wk, wv, q_tiles, kv_tiles}, epilogue);                              \
     }

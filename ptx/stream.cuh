@@ -12,13 +12,6 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool v
                  ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
 
-// threadIdx.x, read anew: what is made of it need not stay in registers from one use to the next.
-__device__ __forceinline__ uint32_t thread_index() {
-    uint32_t t;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-    return t;
-}
-
 // 2^x; 0 below the normal range.
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;

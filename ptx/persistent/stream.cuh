@@ -268,13 +268,6 @@ struct Producer {
 
 // --- The warps that compute -----------------------------------------------------------------------
 
-// threadIdx.x, read anew: what is made of it is not kept in registers from step to step.
-__device__ __forceinline__ uint32_t thread_index() {
-    uint32_t t;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-    return t;
-}
-
 __device__ __forceinline__ Board& board() {
     extern __shared__ __align__(128) uint8_t shared[];
     return *reinterpret_cast<Board*>(shared);
