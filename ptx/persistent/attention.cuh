@@ -1,8 +1,7 @@
 // out[h] = Σ softmax(scale · q[h] · K[p]) V[p] over the positions p ≤ position; f16 cache.
 //
-// A block has a key/value head and a range of chunks of earlier positions which reach
-// it through the ring (stream.cuh); the last split has this position too, from mail. Scores are
-// products on tensor cores, q in two f16 terms (22 bits) in the rows g and g + 8 of A; values are
+// A block has a key/value head and a range of groups of earlier positions, which reach it through the
+// ring (stream.cuh); the last split has this position too, from mail. Scores are products on tensor cores, q in two f16 terms (22 bits) in the rows g and g + 8 of A; values are
 // weighted in f32. The warps' partial results are joined in shared memory, those of several blocks
 // by mail of words {f32, 32-bit tag}: each block of a head joins an equal part of the outputs.
 #pragma once
