@@ -59,7 +59,8 @@ __device__ __forceinline__ void Block::end() const {
     note(END_NS, static_cast<uint32_t>(global_nanoseconds()));
 }
 
-// Stages x (times the gain) for `Dot`; returns this warp's sum of squares.
+// Stages x (times the gain) for `Dot`, units from the last warp on, as parts are shared out; returns
+// this warp's sum of squares.
 template <class Dot, bool GAIN, int BATCH>
 __device__ __forceinline__ float stage(const Instruction& step, const Block& block) {
     constexpr int COLUMNS = Dot::UNIT_COLUMNS, EACH = COLUMNS / 32;
@@ -400,7 +401,8 @@ __device__ __forceinline__ void product(const Instruction& step, Block& block) {
     const Task& run = block.task();
     if (run.begin >= run.end) return;
     const uint32_t warp = thread_index() / 32, tiles = run.end - run.begin;
-    // From the last warp on: the first ones add up, and have less to do before where there is less.
+    // Parts go to the warps from the last one on: where there are few, the first ones, which flush,
+    // have none and prepare meanwhile.
     Walk walk(step, run, WARPS - 1 - warp);
     Finish finish(step, block, run.begin);
 

@@ -481,3 +481,35 @@ impl Program {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `constexpr … NAME = NUMBER;` of the kernel's sources.
+    fn declared(name: &str) -> Option<u32> {
+        let sources = [
+            include_str!("../../ptx/persistent/stream.cuh"),
+            include_str!("../../ptx/persistent/product.cuh"),
+            include_str!("../../ptx/persistent/attention.cuh"),
+        ];
+        let lines = sources.iter().flat_map(|s| s.lines()).filter(|l| l.starts_with("constexpr"));
+        let numbers = lines.filter_map(|l| l.split_once(&format!(" {name} = ")));
+        numbers.filter_map(|(_, n)| n.split(';').next()?.parse().ok()).next()
+    }
+
+    #[test]
+    fn the_kernel_declares_the_same_numbers() {
+        for (name, here) in [
+            ("BOARD_BYTES", BOARD_BYTES),
+            ("CHUNKS", CHUNKS),
+            ("FLIGHT", FLIGHT),
+            ("UNITS", 1 << MOST_SHIFT),
+            ("SLOTS", SUMS),
+            ("HEADS", HEADS),
+            ("POSITIONS", POSITIONS),
+        ] {
+            assert_eq!(declared(name), Some(here), "{name}");
+        }
+    }
+}
