@@ -21,7 +21,7 @@ elementwise        elementwise.cu -                                hot
 attention_f16      attention.cu   -DKV_F16=1                       hot
 attention_f32      attention.cu   -DKV_F16=0                       -
 probe              probe.cu       -                                -
-persistent         persistent.cu  -                                -
+persistent         persistent.cu  -                                hot
 sample             sample.cu      -                                hot
 stamp              stamp.cu       -                                -
 $(for f in f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4; do
@@ -56,6 +56,8 @@ compile() {
     local module=$1 source=$2 definitions=$3 folder=$4 compute=$5 out raw version
     out=$folder/$module.sm$compute.ptx raw=$folder/$module.sm$compute.raw
     [[ $definitions == - ]] && definitions=
+    # It takes registers from one warp for another: an instruction of compute 9.0 and of no other.
+    [[ $module$compute == persistent90 ]] && compute=90a
     # shellcheck disable=SC2086
     "$CUDA_HOME/bin/nvcc" -ptx -arch="compute_$compute" -O3 -std=c++17 ${definitions//,/ } \
         "$source" -o "$raw"
@@ -77,6 +79,10 @@ compile() {
 # assemble FOLDER MODULE HOT ARCHITECTURE VARIANT: one table row per kernel
 assemble() {
     local folder=$1 module=$2 hot=$3 arch=$4 variant=$5 log
+    if [[ $module.$variant == persistent.sm90 ]]; then
+        [[ $arch == sm_90 ]] || return 0
+        arch=sm_90a
+    fi
     log=$("$CUDA_HOME/bin/ptxas" -v -arch="$arch" "$folder/$module.$variant.ptx" -o /dev/null 2>&1) || {
         echo "$log" >&2
         return 1

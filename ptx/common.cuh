@@ -93,15 +93,14 @@ __device__ __forceinline__ uint64_t global_nanoseconds() {
 // Everything that the blocks wrote before is then visible to it. The counter is 0 again after the
 // last arrival. All threads of the block call it.
 __device__ __forceinline__ bool last_to_arrive(uint32_t* counter, uint32_t blocks) {
-    __shared__ uint32_t arrived;
     __syncthreads();
+    bool last = false;
     if (threadIdx.x == 0) {
         fence_device();
-        arrived = atomicInc(counter, blocks - 1);
+        last = atomicInc(counter, blocks - 1) == blocks - 1;
         fence_device();
     }
-    __syncthreads();
-    return arrived == blocks - 1;
+    return __syncthreads_or(last);
 }
 
 // --- Reductions, the same order of operations in every run ---------------------------------------
@@ -170,7 +169,7 @@ __device__ __forceinline__ Candidate consider(Candidate best, float value, uint3
 }
 
 // The best of the block, in thread 0 (a multiple of 32 threads, at most 1024).
-__device__ __forceinline__ Candidate block_best(Candidate c) {
+__device__ __forceinline__ Candidate block_best(Candidate c, uint32_t threads = blockDim.x) {
     __shared__ Candidate warps[32];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     auto warp_best = [](Candidate v) {
@@ -185,7 +184,7 @@ __device__ __forceinline__ Candidate block_best(Candidate c) {
     __syncthreads();
     if (lane == 0) warps[warp] = c;
     __syncthreads();
-    if (warp == 0) c = warp_best(lane < blockDim.x / 32 ? warps[lane] : no_candidate());
+    if (warp == 0) c = warp_best(lane < threads / 32 ? warps[lane] : no_candidate());
     return c;
 }
 
@@ -237,20 +236,20 @@ __device__ __forceinline__ void advance(StepState* step, const uint32_t* forced,
 __device__ __forceinline__ void choose_and_advance(Candidate mine, StepState* step,
                                                    float* candidates, uint32_t* counters,
                                                    const uint32_t* forced, uint64_t* ring,
-                                                   uint32_t vocab) {
-    Candidate best = block_best(mine);
+                                                   uint32_t vocab, uint32_t threads = blockDim.x) {
+    Candidate best = block_best(mine, threads);
     if (threadIdx.x == 0) {
         *reinterpret_cast<float2*>(candidates + 2 * blockIdx.x) =
             make_float2(best.value, __uint_as_float(best.index));
     }
     if (!last_to_arrive(counters, gridDim.x)) return;
     best = no_candidate();
-    for (uint32_t b = threadIdx.x; b < gridDim.x; b += blockDim.x) {
+    for (uint32_t b = threadIdx.x; b < gridDim.x; b += threads) {
         // From L2: other blocks wrote it during this kernel.
         const float2 c = __ldcg(reinterpret_cast<const float2*>(candidates) + b);
         best = better(best, Candidate{c.x, __float_as_uint(c.y)});
     }
-    best = block_best(best);
+    best = block_best(best, threads);
     if (threadIdx.x == 0) {
         advance(step, forced, ring, vocab, best.index, best.index < vocab);
     }

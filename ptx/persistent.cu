@@ -25,13 +25,17 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     if (threadIdx.x < THREADS) board().best[threadIdx.x] = no_candidate();
     if (threadIdx.x == 0)
         board().launch = Parameters{state, program, first, last, steps, chunk_bytes, record_bytes, trace};
-    if (threadIdx.x == 0) board().token = head.x, board().position = head.y, board().epoch = state->steps;
+    if (threadIdx.x == 0) board().token = head.x, board().position = head.y, board().epoch = state->steps, board().asked = 0;
     __syncthreads();
 
-    if (active && threadIdx.x >= THREADS) {
-        if (threadIdx.x == THREADS) Producer(board(), ring(), chunk_bytes).run(program, first, last, head.y);
-        __syncwarp();
-    } else if (active) {
+    // Registers for those who compute. Who asks ends here: the barriers below count who is left.
+    if (threadIdx.x >= THREADS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        if (active && threadIdx.x == THREADS) Producer(board(), ring(), chunk_bytes).run(program, first, last, head.y);
+        return;
+    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+    if (active) {
         Block block;
         for (;;) {
             const uint32_t at = block.step();
@@ -48,10 +52,9 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     }
     if (last == steps) {
         __syncthreads();
-        const Candidate best = threadIdx.x < THREADS ? board().best[threadIdx.x] : no_candidate();
         const Instruction& step = program[last - 1];
-        choose_and_advance(best, state, step.candidates, step.counters, step.forced, step.ring,
-                           static_cast<uint32_t>(step.rows[0]));
+        choose_and_advance(board().best[thread_index()], state, step.candidates, step.counters, step.forced, step.ring,
+                           static_cast<uint32_t>(step.rows[0]), THREADS);
     }
 #endif
 }

@@ -22,6 +22,7 @@ struct FP4 {
 // Fragments from the plane of codes.
 template <class Table>
 struct Codes {
+    static constexpr int HIGH_SHIFT = 0;
     const uint8_t* unit;
     int lane;
 
@@ -93,7 +94,7 @@ struct Coded : IntegerStage {
                                                   uint32_t columns, float& low, float& high) {
         LANE_AGAIN(lane);
         int l[2], h[2];
-        product32<true>(record, lane, columns, Codes<Table>{unit, lane}, l, h, 0, 0);
+        product32<true>(Record{record, lane}, columns, Codes<Table>{unit, lane}, l, h, 0, 0);
         const Scales d(unit + columns / 32 * 256, lane, columns);
         const float x = scale(record);
         low = fmaf(x, fmaf(d.first.x, __int2float_rn(l[0]), d.second.x * __int2float_rn(l[1])), low);
@@ -128,7 +129,7 @@ struct IQ4XS : IntegerStage {
     static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane, uint32_t,
                                                float& low, float& high) {
         int l[2], h[2];
-        product32<true>(record, lane, 256, Codes<KV>{unit, lane}, l, h, 0, 0);
+        product32<true>(Record{record, lane}, 256, Codes<KV>{unit, lane}, l, h, 0, 0);
         const float2 d = half_pair(*reinterpret_cast<const uint32_t*>(unit + D + (lane >> 2) * 4));
         // A sum, up to 32·127·32630, times its scale would not fit 32 bits.
         auto scaled = [&](int r, const int(&q)[2]) {

@@ -54,22 +54,48 @@ struct Half {
         if (lane == 0) *reinterpret_cast<float*>(record + SCALE) = down;
     }
 
+    // This lane's operands of 16 columns, from the record, or held in registers.
+    struct Lazy {
+        const uint8_t* record;
+        int lane;
+        __device__ __forceinline__ uint2 operand(int k) const {
+            const int g = lane >> 2;
+            uint2 b = make_uint2(0u, 0u);
+            if (g < 3) b = *reinterpret_cast<const uint2*>(record + g * TERM + (lane & 3) * 8 + k * 32);
+            return b;
+        }
+        __device__ __forceinline__ float down() const { return *reinterpret_cast<const float*>(record + SCALE); }
+    };
+    struct Held {
+        uint2 words[8];
+        float factor;
+        __device__ __forceinline__ Held(const uint8_t* record, int lane) {
+            const Lazy lazy{record, lane};
+#pragma unroll
+            for (int k = 0; k < 8; k++) words[k] = lazy.operand(k);
+            factor = lazy.down();
+        }
+        __device__ __forceinline__ uint2 operand(int k) const { return words[k]; }
+        __device__ __forceinline__ float down() const { return factor; }
+    };
+
     static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane,
                                                uint32_t columns, float& low, float& high) {
-        const int g = lane >> 2, t = lane & 3;
+        dot_of(unit, Lazy{record, lane}, lane, columns, low, high);
+    }
+    template <class X>
+    static __device__ __forceinline__ void dot_of(const uint8_t* unit, const X& x, int lane, uint32_t columns,
+                                                  float& low, float& high) {
         // Two chains of products: one alone would wait for its own accumulator.
         float d[2][4] = {};
-        const uint8_t* x = record + g * TERM + t * 8;
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             if (k * 16 < columns) {
                 const uint4 a = *reinterpret_cast<const uint4*>(unit + k * 512 + lane * 16);
-                uint2 b = make_uint2(0u, 0u);
-                if (g < 3) b = *reinterpret_cast<const uint2*>(x + k * 32);
-                mma(d[k & 1], a, b);
+                mma(d[k & 1], a, x.operand(k));
             }
         }
-        const float down = *reinterpret_cast<const float*>(record + SCALE);
+        const float down = x.down();
         low = fmaf(down, (d[0][0] + d[0][1]) + (d[1][0] + d[1][1]), low);
         high = fmaf(down, (d[0][2] + d[0][3]) + (d[1][2] + d[1][3]), high);
     }

@@ -89,34 +89,78 @@ __device__ __forceinline__ void mma_integer(int (&d)[4], const uint32_t (&a)[4],
     }
 }
 
+// The staged activations of a unit as a product reads them: from the record, each time.
+struct Record {
+    const uint8_t* at;
+    int lane;
+
+    // This lane's operands of an mma over sub-block s of 32 columns: zeros unless its column is of s.
+    struct Operands {
+        uint32_t words[4];
+        int p;
+        __device__ __forceinline__ uint32_t get(int s, int i) const {
+            return p == (s & 3) ? words[2 * (s >> 2) + i] : 0u;
+        }
+    };
+    __device__ __forceinline__ Operands operands() const {
+        const int g = lane >> 2, t = lane & 3, p = g >> 1;
+        const uint8_t* x = at + (g & 1) * IntegerStage::LOW + 32 * p + 4 * t;
+        auto word = [&](int i) { return *reinterpret_cast<const uint32_t*>(x + i); };
+        return Operands{{word(0), word(16), word(128), word(144)}, p};
+    }
+    // Sum of sub-block t, or t + 4.
+    __device__ __forceinline__ int sum(int set) const { return IntegerStage::sum32(at, (lane & 3) + 4 * set); }
+    __device__ __forceinline__ float scale() const { return IntegerStage::scale(at); }
+};
+
+// The same, held in registers: for a warp that multiplies the same unit of many rows.
+struct HeldRecord {
+    uint32_t words[8][2];
+    int sums[2];
+    float x;
+
+    __device__ __forceinline__ HeldRecord(const uint8_t* record, int lane) {
+        const Record r{record, lane};
+        const Record::Operands o = r.operands();
+#pragma unroll
+        for (int s = 0; s < 8; s++) words[s][0] = o.get(s, 0), words[s][1] = o.get(s, 1);
+        sums[0] = r.sum(0), sums[1] = r.sum(1), x = r.scale();
+    }
+    __device__ __forceinline__ const HeldRecord& operands() const { return *this; }
+    __device__ __forceinline__ uint32_t get(int s, int i) const { return words[s][i]; }
+    __device__ __forceinline__ int sum(int set) const { return sums[set]; }
+    __device__ __forceinline__ float scale() const { return x; }
+};
+
 // The integer dot products of a unit with sub-blocks of 32 columns: d[set][row + column], where
-// this lane's two columns are hi and lo of sub-block 4·set + t. `offset` is added per column sum.
-template <bool SIGNED, class Fragment>
-__device__ __forceinline__ void product32(const uint8_t* record, int lane, uint32_t columns, Fragment fragment,
-                                          int (&low)[2], int (&high)[2], int offset0, int offset1) {
-    const int g = lane >> 2, t = lane & 3, p = g >> 1;
-    const uint8_t* x = record + (g & 1) * IntegerStage::LOW + 32 * p + 4 * t;
-    auto word = [&](int at) { return *reinterpret_cast<const uint32_t*>(x + at); };
-    const uint32_t b[4] = {word(0), word(16), word(128), word(144)};
-    int d[2][4] = {{0, offset0, 0, offset0}, {0, offset1, 0, offset1}};
+// this lane's two columns are hi and lo of sub-block 4·set + t. `offset` is added per column sum. The
+// fragment's quants of rows g + 8 are 2^HIGH_SHIFT times what they stand for: the sum's low bits are 0.
+template <bool SIGNED, class X, class Fragment>
+__device__ __forceinline__ void product32(const X& x, uint32_t columns, Fragment fragment, int (&low)[2],
+                                          int (&high)[2], int offset0, int offset1) {
+    const auto& b = x.operands();
+    constexpr int UP = Fragment::HIGH_SHIFT;
+    int d[2][4] = {{0, offset0, 0, offset0 * (1 << UP)}, {0, offset1, 0, offset1 * (1 << UP)}};
 #pragma unroll
     for (int s = 0; s < 8; s++) {
         if (s * 32 < columns) {
             uint32_t a[4];
             fragment(s, a);
-            const bool mine = p == (s & 3);
-            mma_integer<SIGNED>(d[s >> 2], a, mine ? b[2 * (s >> 2)] : 0u, mine ? b[2 * (s >> 2) + 1] : 0u);
+            mma_integer<SIGNED>(d[s >> 2], a, b.get(s, 0), b.get(s, 1));
         }
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         low[i] = d[i][0] * 256 + d[i][1];
-        high[i] = d[i][2] * 256 + d[i][3];
+        high[i] = (d[i][2] * 256 + d[i][3]) >> UP;
     }
 }
 
-// Fragments from a plane of nibbles (and, for five bits, a plane of single bits).
-struct Nibbles {
+// Fragments from a plane of nibbles (and, for five bits, a plane of single bits). Rows g + 8 have the
+// high nibbles: to be left where they are where nothing is added to them.
+template <int UP>
+struct NibblesTimes {
+    static constexpr int HIGH_SHIFT = UP;
     const uint8_t* unit;
     int lane;
     uint4 words;
@@ -124,13 +168,15 @@ struct Nibbles {
         if ((s & 1) == 0) words = *reinterpret_cast<const uint4*>(unit + (s >> 1) * 512 + lane * 16);
         const uint32_t w0 = s & 1 ? words.z : words.x, w1 = s & 1 ? words.w : words.y;
         a[0] = w0 & 0x0f0f0f0fu;
-        a[1] = (w0 >> 4) & 0x0f0f0f0fu;
+        a[1] = (w0 >> (4 - UP)) & 0x0f0f0f0fu << UP;
         a[2] = w1 & 0x0f0f0f0fu;
-        a[3] = (w1 >> 4) & 0x0f0f0f0fu;
+        a[3] = (w1 >> (4 - UP)) & 0x0f0f0f0fu << UP;
     }
 };
+using Nibbles = NibblesTimes<0>;
 
 struct FiveBits {
+    static constexpr int HIGH_SHIFT = 0;
     Nibbles nibbles;
     const uint8_t* bits;  // the plane of fifth bits
     uint32_t word;

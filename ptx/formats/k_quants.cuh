@@ -13,24 +13,29 @@ struct K45 : IntegerStage {
     static constexpr uint32_t UNIT_BYTES = SCALES + 256;
     static __host__ __device__ constexpr uint32_t bytes(uint32_t) { return UNIT_BYTES; }
 
-    static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane, uint32_t,
-                                               float& low, float& high) {
-        const int g = lane >> 2, t = lane & 3;
+    using Held = HeldRecord;
+    static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane,
+                                               uint32_t columns, float& low, float& high) {
+        dot_of(unit, Record{record, lane}, lane, columns, low, high);
+    }
+    template <class X>
+    static __device__ __forceinline__ void dot_of(const uint8_t* unit, const X& x, int lane, uint32_t, float& low,
+                                                  float& high) {
+        const int g = lane >> 2;
         int l[2], h[2];
         if constexpr (BITS == 5) {
             FiveBits five{{unit, lane, {}}, unit + BIT_PLANE, 0};
-            product32<false>(record, lane, 256, five, l, h, 0, 0);
+            product32<false>(x, 256, five, l, h, 0, 0);
         } else {
-            product32<false>(record, lane, 256, Nibbles{unit, lane, {}}, l, h, 0, 0);
+            product32<false>(x, 256, NibblesTimes<4>{unit, lane, {}}, l, h, 0, 0);
         }
         uint32_t fl, fh;  // sc, mn of sub-block t; sc, mn of t + 4
         six_bit_fields<SCALES>(unit, lane, fl, fh);
         const uint2 dw = *reinterpret_cast<const uint2*>(unit + SCALES + 192 + g * 8);
         const float2 dl = half_pair(dw.x), dh = half_pair(dw.y);
-        const int s0 = sum32(record, t), s1 = sum32(record, t + 4);
-        const float x = scale(record);
-        low = fmaf(x, combine(fl, l, s0, s1, dl), low);
-        high = fmaf(x, combine(fh, h, s0, s1, dh), high);
+        const int s0 = x.sum(0), s1 = x.sum(1);
+        low = fmaf(x.scale(), combine(fl, l, s0, s1, dl), low);
+        high = fmaf(x.scale(), combine(fh, h, s0, s1, dh), high);
     }
 
     static __device__ __forceinline__ float combine(uint32_t f, const int (&q)[2], int s0, int s1, float2 d) {
@@ -62,10 +67,45 @@ struct Q6K : IntegerStage {
     static constexpr uint32_t HIGH = 2048, SCALES = 3072, D = 3328, UNIT_BYTES = 3360;
     static __host__ __device__ constexpr uint32_t bytes(uint32_t) { return UNIT_BYTES; }
 
-    static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane, uint32_t,
-                                               float& low, float& high) {
-        const int g = lane >> 2, t = lane & 3, p = g >> 1;
-        const uint8_t* x = record + (g & 1) * LOW + 16 * p + 4 * t;
+    // Operands over 16 columns: half `half` of a step's 32 is zero but for its own sub-block.
+    struct Lazy {
+        const uint8_t* record;
+        int lane;
+        __device__ __forceinline__ void operands(int set, uint32_t (&b)[2][2]) const {
+            const int g = lane >> 2, p = g >> 1;
+            const uint32_t x = *reinterpret_cast<const uint32_t*>(record + (g & 1) * LOW + 16 * p + 4 * (lane & 3) + 64 * set);
+#pragma unroll
+            for (int i = 0; i < 4; i++) b[i >> 1][i & 1] = p == i ? x : 0u;
+        }
+        __device__ __forceinline__ int offset(int set) const { return -32 * sum16(record, 4 * set + (lane & 3)); }
+        __device__ __forceinline__ float x() const { return scale(record); }
+    };
+    struct Held {
+        uint32_t words[4][2][2];
+        int offsets[4];
+        float factor;
+        __device__ __forceinline__ Held(const uint8_t* record, int lane) {
+            const Lazy lazy{record, lane};
+#pragma unroll
+            for (int set = 0; set < 4; set++) lazy.operands(set, words[set]), offsets[set] = lazy.offset(set);
+            factor = lazy.x();
+        }
+        __device__ __forceinline__ void operands(int set, uint32_t (&b)[2][2]) const {
+#pragma unroll
+            for (int i = 0; i < 4; i++) b[i >> 1][i & 1] = words[set][i >> 1][i & 1];
+        }
+        __device__ __forceinline__ int offset(int set) const { return offsets[set]; }
+        __device__ __forceinline__ float x() const { return factor; }
+    };
+
+    static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane,
+                                               uint32_t columns, float& low, float& high) {
+        dot_of(unit, Lazy{record, lane}, lane, columns, low, high);
+    }
+    template <class X>
+    static __device__ __forceinline__ void dot_of(const uint8_t* unit, const X& x, int lane, uint32_t, float& low,
+                                                  float& high) {
+        const int g = lane >> 2;
         Nibbles nibbles{unit, lane, {}};
         const uint2 sw = *reinterpret_cast<const uint2*>(unit + SCALES + lane * 8);
         uint4 hw;
@@ -74,9 +114,10 @@ struct Q6K : IntegerStage {
         for (int set = 0; set < 4; set++) {
             // Sub-blocks 4·set .. 4·set + 3; this lane's columns are hi and lo of 4·set + t. The
             // quants are 0..63: their offset of 32 starts the sum.
-            const int offset = -32 * sum16(record, 4 * set + t);
+            const int offset = x.offset(set);
             int d[4] = {0, offset, 0, offset};
-            const uint32_t xb = *reinterpret_cast<const uint32_t*>(x + 64 * set);
+            uint32_t xb[2][2];
+            x.operands(set, xb);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int s = 2 * set + half;
@@ -88,7 +129,7 @@ struct Q6K : IntegerStage {
                 q[1] |= (w << 2) & 0x30303030u;
                 q[2] |= w & 0x30303030u;
                 q[3] |= (w >> 2) & 0x30303030u;
-                mma_integer<false>(d, q, p == 2 * half ? xb : 0u, p == 2 * half + 1 ? xb : 0u);
+                mma_integer<false>(d, q, xb[half][0], xb[half][1]);
             }
             const int sl = static_cast<int8_t>(sw.x >> (8 * set)), sh = static_cast<int8_t>(sw.y >> (8 * set));
             // |sum| ≤ 16·32·32630 and the scale is a signed byte: the product fits 32 bits.
@@ -96,7 +137,7 @@ struct Q6K : IntegerStage {
             b += __int2float_rn((d[2] * 256 + d[3]) * sh);
         }
         const float2 dd = half_pair(*reinterpret_cast<const uint32_t*>(unit + D + g * 4));
-        const float xs = scale(record);
+        const float xs = x.x();
         low = fmaf(xs * dd.x, a, low);
         high = fmaf(xs * dd.y, b, high);
     }

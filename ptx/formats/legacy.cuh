@@ -23,6 +23,16 @@ struct Pairs {
     }
 };
 
+struct Bytes {
+    static constexpr int HIGH_SHIFT = 0;
+    const uint8_t* unit;
+    int lane;
+    __device__ __forceinline__ void operator()(int s, uint32_t (&a)[4]) const {
+        const uint4 w = *reinterpret_cast<const uint4*>(unit + s * 512 + lane * 16);
+        a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+    }
+};
+
 // BITS 4, 5 or 8; with a minimum, or an offset that is subtracted from the quant.
 template <int BITS, bool MINIMUM, int OFFSET>
 struct Legacy : IntegerStage {
@@ -37,31 +47,33 @@ struct Legacy : IntegerStage {
 
     static __device__ __forceinline__ void dot(const uint8_t* unit, const uint8_t* record, int lane,
                                                uint32_t columns, float& low, float& high) {
+        dot_of(unit, Record{record, lane}, lane, columns, low, high);
+    }
+    using Held = HeldRecord;
+    template <class X>
+    static __device__ __forceinline__ void dot_of(const uint8_t* unit, const X& x, int lane, uint32_t columns,
+                                                  float& low, float& high) {
         // Two copies: a full unit without a test per step, and the tail of a row.
         if (columns == UNIT_COLUMNS) {
-            dot_of(unit, record, lane, UNIT_COLUMNS, low, high);
+            dot_part(unit, x, lane, UNIT_COLUMNS, low, high);
         } else {
-            dot_of(unit, record, lane, columns, low, high);
+            dot_part(unit, x, lane, columns, low, high);
         }
     }
 
-    static __device__ __forceinline__ void dot_of(const uint8_t* unit, const uint8_t* record, int lane,
-                                                  uint32_t columns, float& low, float& high) {
-        const int t = lane & 3;
-        const int s0 = sum32(record, t), s1 = sum32(record, t + 4);
+    template <class X>
+    static __device__ __forceinline__ void dot_part(const uint8_t* unit, const X& x, int lane, uint32_t columns,
+                                                    float& low, float& high) {
+        const int s0 = x.sum(0), s1 = x.sum(1);
         const int o0 = MINIMUM ? 0 : -OFFSET * s0, o1 = MINIMUM ? 0 : -OFFSET * s1;
         int l[2], h[2];
         if constexpr (BITS == 8) {
-            auto bytes = [&](int s, uint32_t(&a)[4]) {
-                const uint4 w = *reinterpret_cast<const uint4*>(unit + s * 512 + lane * 16);
-                a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
-            };
-            product32<true>(record, lane, columns, bytes, l, h, 0, 0);
+            product32<true>(x, columns, Bytes{unit, lane}, l, h, 0, 0);
         } else if constexpr (BITS == 5) {
             FiveBits five{{unit, lane, {}}, unit + columns / 32 * 256, 0};
-            product32<false>(record, lane, columns, five, l, h, o0, o1);
+            product32<false>(x, columns, five, l, h, o0, o1);
         } else {
-            product32<false>(record, lane, columns, Nibbles{unit, lane, {}}, l, h, o0, o1);
+            product32<false>(x, columns, NibblesTimes<4>{unit, lane, {}}, l, h, o0, o1);
         }
         const uint8_t* plane = scales(unit, columns);
         const Pairs d(plane, lane, columns);
@@ -73,9 +85,8 @@ struct Legacy : IntegerStage {
             a = fmaf(m.first.x, f0, fmaf(m.second.x, f1, a));
             b = fmaf(m.first.y, f0, fmaf(m.second.y, f1, b));
         }
-        const float x = scale(record);
-        low = fmaf(x, a, low);
-        high = fmaf(x, b, high);
+        low = fmaf(x.scale(), a, low);
+        high = fmaf(x.scale(), b, high);
     }
 
     // Element (row, column) of a unit of `columns` columns: the file's value, bit for bit.

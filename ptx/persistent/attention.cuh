@@ -136,7 +136,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
-    for (uint32_t i = threadIdx.x; i < HEADS * DIM; i += THREADS) {
+    for (uint32_t i = thread_index(); i < HEADS * DIM; i += THREADS) {
         float v = 0.f;
         if (i < outputs) v = await(step.x + share.head * outputs + i, tag) * scale;
         const __half high = __float2half_rn(v);
@@ -149,6 +149,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
     const bool last = share.split + 1 == share.splits;
     Running<DIM> run;
+    uint32_t known = share.chunk;
     // Group `groups` is this position alone.
     for (uint32_t i = warp; i < groups + (last ? 1u : 0u); i += WARPS) {
         const bool now = i == groups;
@@ -169,7 +170,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
             __syncwarp();
             keys = reinterpret_cast<const uint8_t*>(s.now[0]);
         } else {
-            keys = wait_chunk(chunk) + inside;
+            keys = wait_chunk(chunk, known) + inside;
         }
         float d[2][4] = {};
         const uint8_t* row = keys + g * DIM * 2 + t * 16;
@@ -192,7 +193,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
                 score[n][c] = 8 * n + 2 * t + c < count ? d[n][c] + d[n][2 + c] : -INFINITY;
         if (!now) release_chunk(chunk, 1, shift, lane);
         const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
-        if (!now) values = wait_chunk(chunk + 1) + inside;
+        if (!now) values = wait_chunk(chunk + 1, known) + inside;
         run.take(score, values, count, lane);
         if (!now) release_chunk(chunk + 1, 1, shift, lane);
     }
@@ -220,7 +221,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         step.y[at] = v;
         post(step.y_mail, at, v, tag_of(step.y_tag, board().epoch));
     };
-    for (uint32_t o = threadIdx.x; o < outputs; o += THREADS) {
+    for (uint32_t o = thread_index(); o < outputs; o += THREADS) {
         const uint32_t h = o / DIM;
         float top = s.largest[0][h];
 #pragma unroll
@@ -270,12 +271,12 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     };
     const uint32_t width = end - begin;
     float* const joined = reinterpret_cast<float*>(block.records());  // [splits][width][largest, sum, out]
-    for (uint32_t i = threadIdx.x; i < width * share.splits; i += THREADS) {
+    for (uint32_t i = thread_index(); i < width * share.splits; i += THREADS) {
         const uint32_t split = i / width, o = begin + i % width, h = o / DIM;
         receive(split, {outputs + h, outputs + HEADS + h, o}, joined + 3 * i);
     }
     sync_workers();
-    for (uint32_t i = threadIdx.x; i < width; i += THREADS) {
+    for (uint32_t i = thread_index(); i < width; i += THREADS) {
         float top = -INFINITY, total = 0.f, value = 0.f;
         for (uint32_t j = i; j < width * share.splits; j += width) top = fmaxf(top, joined[3 * j]);
         for (uint32_t j = i; j < width * share.splits; j += width) {

@@ -34,7 +34,7 @@ struct Block {
 
     // Notes that this block is past `point`; clock cycles.
     __device__ __forceinline__ void mark(int point) const {
-        if (board().launch.trace != nullptr && threadIdx.x == 0) note(point, static_cast<uint32_t>(clock64()));
+        if (board().launch.trace != nullptr && thread_index() == 0) note(point, static_cast<uint32_t>(clock64()));
     }
     __device__ __forceinline__ void note(int point, uint32_t value) const {
         board().launch.trace[((board().launch.first + step()) * gridDim.x + blockIdx.x) * 8 + point] = value;
@@ -47,45 +47,48 @@ struct Block {
 enum Point { BEGIN = 0, STAGED = 1, FIRST = 2, END = 4, BEGIN_NS = 6, END_NS = 7 };
 
 __device__ __forceinline__ void Block::begin() const {
-    if (board().launch.trace == nullptr || threadIdx.x != 0) return;
+    if (board().launch.trace == nullptr || thread_index() != 0) return;
     const uint32_t now = static_cast<uint32_t>(clock64());
     note(BEGIN, now);
     note(STAGED, now);  // until there is work
     note(BEGIN_NS, static_cast<uint32_t>(global_nanoseconds()));
 }
 __device__ __forceinline__ void Block::end() const {
-    if (board().launch.trace == nullptr || threadIdx.x != 0) return;
+    if (board().launch.trace == nullptr || thread_index() != 0) return;
     note(END, static_cast<uint32_t>(clock64()));
     note(END_NS, static_cast<uint32_t>(global_nanoseconds()));
 }
 
-// Stages x (times the gain) for `Dot`, units from the last warp on, as parts are shared out; returns
-// this warp's sum of squares.
+// Units of x that a warp stages: from `first` on, `stride` apart.
+struct Staged {
+    uint32_t first, end, stride;
+};
+
+// Stages x (times the gain) for `Dot`; returns this warp's sum of squares.
 template <class Dot, bool GAIN, int BATCH>
-__device__ __forceinline__ float stage(const Instruction& step, const Block& block) {
-    constexpr int COLUMNS = Dot::UNIT_COLUMNS, EACH = COLUMNS / 32;
-    const uint32_t warp = WARPS - 1 - thread_index() / 32, lane = thread_index() % 32;
-    const uint32_t columns = static_cast<uint32_t>(step.columns), units = units_of(step);
+__device__ __forceinline__ float stage(const Instruction& step, const Block& block, const Staged& mine) {
+    constexpr uint32_t COLUMNS = Dot::UNIT_COLUMNS, EACH = COLUMNS / 32;
+    const uint32_t lane = thread_index() % 32, columns = static_cast<uint32_t>(step.columns);
     const uint32_t tag = tag_of(step.x_tag, board().epoch);
     const float* gain = step.gain;
     float squares = 0.f;
-    for (uint32_t first = warp; first < units; first += BATCH * WARPS) {
+    for (uint32_t first = mine.first; first < mine.end; first += BATCH * mine.stride) {
         float g[BATCH][EACH], v[BATCH][EACH];
         if (GAIN) {
             // Constant, but perhaps far away: asked for before the wait.
 #pragma unroll
             for (int b = 0; b < BATCH; b++)
-                gemv::Stager<Dot, 1, 1>::load_gain(g[b], gain, columns, first + b * WARPS, lane);
+                gemv::Stager<Dot, 1, 1>::load_gain(g[b], gain, columns, first + b * mine.stride, lane);
         }
-        uint32_t mine = 0;
+        uint32_t there = 0;
         const uint32_t at = first * COLUMNS + lane * EACH;
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) mine |= (at + b * WARPS * COLUMNS < columns ? 1u : 0u) << b;
-        await_all(v, step.x + at, WARPS * COLUMNS, mine, tag);
+        for (int b = 0; b < BATCH; b++)
+            there |= (at + b * mine.stride * COLUMNS < columns ? 1u : 0u) << b;
+        await_all(v, step.x + at, mine.stride * COLUMNS, there, tag);
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
-            const uint32_t unit = first + b * WARPS;
-            if (unit >= units) continue;
+            if (first + b * mine.stride >= mine.end) continue;
             if (GAIN) {
 #pragma unroll
                 for (int j = 0; j < EACH; j++) {
@@ -93,23 +96,24 @@ __device__ __forceinline__ float stage(const Instruction& step, const Block& blo
                     v[b][j] *= g[b][j];
                 }
             }
-            Dot::stage(block.records() + unit * Dot::STAGE_BYTES, v[b], lane);
+            Dot::stage(block.records() + (first + b * mine.stride) * Dot::STAGE_BYTES, v[b], lane);
         }
     }
     return GAIN ? warp_sum(squares) : 0.f;
 }
 
 template <class Dot>
-__device__ __forceinline__ float stage_either(const Instruction& step, const Block& block) {
-    return step.gain != nullptr ? stage<Dot, true, 1>(step, block) : stage<Dot, false, 2>(step, block);
+__device__ __forceinline__ float stage_either(const Instruction& step, const Block& block, const Staged& mine) {
+    return step.gain != nullptr ? stage<Dot, true, 1>(step, block, mine)
+                                : stage<Dot, false, 2>(step, block, mine);
 }
 
-__device__ __forceinline__ float stage_any(const Instruction& step, const Block& block) {
+__device__ __forceinline__ float stage_any(const Instruction& step, const Block& block, const Staged& mine) {
     switch (step.format[0]) {
-        case 0: return stage_either<gemv::F32>(step, block);
-        case 1: return stage_either<gemv::F16>(step, block);
-        case 30: return stage_either<gemv::BF16>(step, block);
-        default: return stage_either<gemv::IntegerStage>(step, block);
+        case 0: return stage_either<gemv::F32>(step, block, mine);
+        case 1: return stage_either<gemv::F16>(step, block, mine);
+        case 30: return stage_either<gemv::BF16>(step, block, mine);
+        default: return stage_either<gemv::IntegerStage>(step, block, mine);
     }
 }
 
@@ -148,7 +152,7 @@ __device__ __forceinline__ void embed(const Instruction& step, const Block& bloc
     const uint32_t end = min(items * (blockIdx.x + 1) / gridDim.x * ROWS, columns);
     const uint32_t tag = tag_of(step.y_tag, board().epoch), format = static_cast<uint32_t>(step.format[0]);
     const uint32_t unit_length = unit_columns(format);
-    for (uint32_t i = begin + threadIdx.x; i < end; i += THREADS) {
+    for (uint32_t i = begin + thread_index(); i < end; i += THREADS) {
         const uint32_t unit = i / unit_length;
         const uint8_t* p = step.weight[0] + token / ROWS * step.tile_bytes[0] + unit * step.unit_bytes[0];
         const uint32_t n = unit + 1 == units_of(step) ? static_cast<uint32_t>(step.tail) : unit_length;
@@ -167,17 +171,11 @@ struct Sums {
     template <class T>
     __device__ __forceinline__ T total(uint32_t n, uint32_t row) const {
         const float* p = partial + n * parts * ROWS + row;
-        T sum = zero(T());
-        for (uint32_t first = 0; first < parts; first += 16) {
-            auto part = [&](uint32_t q) {
-                return first + q < parts ? *reinterpret_cast<const T*>(p + (first + q) * ROWS) : zero(T());
-            };
-            T s[4];
+        auto part = [&](uint32_t q) { return q < parts ? *reinterpret_cast<const T*>(p + q * ROWS) : zero(T()); };
+        T s[4];
 #pragma unroll
-            for (int q = 0; q < 4; q++) s[q] = add(add(part(q), part(q + 4)), add(part(q + 8), part(q + 12)));
-            sum = add(sum, add(add(s[0], s[1]), add(s[2], s[3])));
-        }
-        return sum;
+        for (int q = 0; q < 4; q++) s[q] = add(add(part(q), part(q + 4)), add(part(q + 8), part(q + 12)));
+        return add(add(s[0], s[1]), add(s[2], s[3]));
     }
     static __device__ __forceinline__ float zero(float) { return 0.f; }
     static __device__ __forceinline__ float2 zero(float2) { return make_float2(0.f, 0.f); }
@@ -200,7 +198,7 @@ struct Finish {
 
     __device__ __forceinline__ Finish(const Instruction& s, const Block& b, uint32_t t)
         : step(s), block(b), begin(t), tag(tag_of(s.y_tag, board().epoch)), first{0.f, 0.f} {
-        const uint32_t i = threadIdx.x;
+        const uint32_t i = thread_index();
         if (step.kind == PROJECT) {
             first = carried(begin * ROWS + i);
         } else if (step.kind == QKV) {
@@ -265,7 +263,7 @@ struct Finish {
 
     // The whole block, for `count` tiles from `base` on.
     __device__ __forceinline__ void flush(uint32_t base, uint32_t count, const Sums& sums, float scale) {
-        const uint32_t i = threadIdx.x;
+        const uint32_t i = thread_index();
         if (step.kind == QKV) {
             if (i >= count * (ROWS / 2)) return;
             const uint32_t at = base * ROWS + 2 * i;
@@ -312,101 +310,130 @@ struct Finish {
     }
 };
 
-// `count` units from unit k of a chunk on, the last of `last` columns; their records follow each other.
-template <class F>
-__device__ __forceinline__ void dot_units(const uint8_t* chunk, const uint8_t* records, uint32_t k, uint32_t count,
-                                          uint32_t last, int lane, float& low, float& high) {
-    const uint8_t* unit = chunk + k * F::UNIT_BYTES;
-    const uint8_t* record = records;
-#pragma unroll 1
-    for (uint32_t i = 1; i < count; i++) {
-        F::dot(unit, record, lane, F::UNIT_COLUMNS, low, high);
-        unit += F::UNIT_BYTES;
-        record += F::STAGE_BYTES;
+// Where a warp stands in a step's product: units `first`, first + parts, … of tiles n ≡ set mod sets.
+// Neighbours have neighbouring units: they arrive together.
+struct Place {
+    uint32_t set, first;
+
+    __device__ __forceinline__ Place(const Shape& shape, uint32_t warp) : set(0), first(warp) {
+        while (first >= shape.parts) first -= shape.parts, set++;
     }
-    F::dot(unit, record, lane, last, low, high);
+};
+
+// A warp's way through a batch of the block's tiles: it is at n, goes on by the number of sets.
+struct Batch {
+    uint32_t n, end;
+    uint32_t chunk;  // the block's first
+    uint32_t known;  // the first chunk that may not have arrived
+    const uint8_t* records;
+    float* sums;  // of tile 0 and this warp's part
+};
+
+// A warp's part of the sums of rows g and g + 8 of a tile.
+__device__ __forceinline__ void keep_sums(float* to, float low, float high, uint32_t lane) {
+    const bool odd = lane & 1;
+    float sum = odd ? high : low;
+    sum += __shfl_xor_sync(~0u, odd ? low : high, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if ((lane & 2) == 0) to[(lane & 1) * 8 + (lane >> 2)] = sum;
 }
 
-// The usual formats first: a jump by table takes longer than a product.
-__device__ __forceinline__ void dot_any(uint32_t format, const uint8_t* chunk, const uint8_t* records, uint32_t k,
-                                        uint32_t count, uint32_t last, int lane, float& low, float& high) {
-    if (format == 12) return dot_units<gemv::Q4K>(chunk, records, k, count, last, lane, low, high);
-    if (format == 14) return dot_units<gemv::Q6K>(chunk, records, k, count, last, lane, low, high);
-    if (format == 30) return dot_units<gemv::BF16>(chunk, records, k, count, last, lane, low, high);
+template <class F>
+__device__ __forceinline__ void add_up_one(const Shape& shape, const Place& place, Batch& batch, uint32_t tail) {
+    const uint32_t last = place.first + 1 == shape.units ? tail : static_cast<uint32_t>(F::UNIT_COLUMNS);
+    const uint32_t lane = thread_index() % 32, chunks = (shape.units + (1u << shape.shift) - 1) >> shape.shift;
+    const typename F::Held x(batch.records + place.first * F::STAGE_BYTES, static_cast<int>(lane));
+    const uint32_t inside = (place.first & ((1u << shape.shift) - 1)) * F::UNIT_BYTES;
+    uint32_t c = batch.chunk + batch.n * chunks + (place.first >> shape.shift);
+    float* to = batch.sums + batch.n * shape.parts * ROWS;
+#pragma unroll 1
+    for (; batch.n < batch.end; batch.n += shape.sets) {
+        float low = 0.f, high = 0.f;
+        F::dot_of(wait_chunk(c, batch.known) + inside, x, static_cast<int>(lane), last, low, high);
+        release_chunk(c, 1, shape.shift, lane);
+        keep_sums(to, low, high, lane);
+        c += shape.sets * chunks;
+        to += shape.sets * shape.parts * ROWS;
+    }
+}
+
+template <class F>
+__device__ __forceinline__ void add_up_run(const Shape& shape, const Place& place, Batch& batch, uint32_t tail) {
+    const int lane = static_cast<int>(thread_index() % 32);
+    const uint32_t inside = (1u << shape.shift) - 1, chunks = (shape.units + inside) >> shape.shift;
+#pragma unroll 1
+    for (; batch.n < batch.end; batch.n += shape.sets) {
+        float low = 0.f, high = 0.f;
+#pragma unroll 1
+        for (uint32_t k = place.first; k < shape.units; k += shape.parts) {
+            const uint32_t c = batch.chunk + batch.n * chunks + (k >> shape.shift);
+            const uint8_t* unit = wait_chunk(c, batch.known) + (k & inside) * F::UNIT_BYTES;
+            F::dot(unit, batch.records + k * F::STAGE_BYTES, lane,
+                   k + 1 == shape.units ? tail : static_cast<uint32_t>(F::UNIT_COLUMNS), low, high);
+            release_chunk(c, 1, shape.shift, lane);
+        }
+        keep_sums(batch.sums + batch.n * shape.parts * ROWS, low, high, static_cast<uint32_t>(lane));
+    }
+}
+
+// Whether a format's product takes activations that are held in registers.
+template <class...>
+using Void = void;
+template <class F, class = void>
+struct Holds {
+    static constexpr bool value = false;
+};
+template <class F>
+struct Holds<F, Void<typename F::Held>> {
+    static constexpr bool value = true;
+};
+
+template <class F>
+__device__ __forceinline__ void add_up_as(const Shape& shape, const Place& place, Batch& batch, uint32_t tail) {
+    if constexpr (Holds<F>::value) {
+        if (shape.parts == shape.units) return add_up_one<F>(shape, place, batch, tail);
+    }
+    add_up_run<F>(shape, place, batch, tail);
+}
+
+// This warp's parts of a batch of tiles. The usual formats first: a jump by table takes longer than a
+// product.
+__device__ __forceinline__ void add_up(const Instruction& step, uint32_t which, const Place& place, Batch& batch) {
+    if (batch.n >= batch.end) return;
+    // Read anew for each batch: nothing of it is kept in registers meanwhile.
+    const Shape shape(step.units);
+    const uint32_t format = static_cast<uint32_t>(step.format[which]), tail = static_cast<uint32_t>(step.tail);
+    if (format == 12) return add_up_as<gemv::Q4K>(shape, place, batch, tail);
+    if (format == 14) return add_up_as<gemv::Q6K>(shape, place, batch, tail);
+    if (format == 30) return add_up_as<gemv::BF16>(shape, place, batch, tail);
     switch (format) {
-#define CASE(ID, F)                                                                 \
-    case ID:                                                                        \
-        dot_units<gemv::F>(chunk, records, k, count, last, lane, low, high);        \
+#define CASE(ID, F)                                              \
+    case ID:                                                     \
+        add_up_as<gemv::F>(shape, place, batch, tail);           \
         break;
         OTHER_FORMATS(CASE)
 #undef CASE
     }
 }
 
-// A warp's way through the parts of the block's tiles: now part `j` of tile `n`, counted from the first.
-struct Walk {
-    Shape shape;
-    uint32_t chunks, chunk;  // of a tile; the first
-    uint32_t second;         // from this tile on the matrix is one of the second format
-    uint32_t n, j;
-
-    __device__ __forceinline__ Walk(const Instruction& step, const Task& task, uint32_t warp) : shape(step.units) {
-        chunks = (shape.units + (1u << shape.shift) - 1) >> shape.shift;
-        chunk = task.chunk;
-        second = 0x7fffffffu;
-        if (step.kind == QKV) second = static_cast<uint32_t>(step.tiles[0]) + static_cast<uint32_t>(step.tiles[1]) - task.begin;
-        n = warp * shape.inverse >> 12;
-        j = warp - n * shape.parts;
-    }
-    __device__ __forceinline__ void advance() {
-        const uint32_t more = WARPS * shape.inverse >> 12;
-        n += more;
-        j += WARPS - more * shape.parts;
-        if (j >= shape.parts) j -= shape.parts, n++;
-    }
-};
-
-// This warp's parts of tiles [base, end); their sums are left in sums[n - base][j].
-__device__ __forceinline__ void add_up(const Instruction& step, const Block& block, Walk& walk, uint32_t base,
-                                       uint32_t end, float* sums) {
-    const int lane = static_cast<int>(thread_index() % 32);
-    const Shape& shape = walk.shape;
-    const uint32_t record_bytes = stage_bytes(static_cast<uint32_t>(step.format[0]));
-    while (walk.n < end) {
-        const uint32_t k = walk.j * shape.span, count = min(shape.span, shape.units - k);
-        const uint32_t c = walk.chunk + walk.n * walk.chunks + (k >> shape.shift);
-        const uint32_t format =
-            static_cast<uint32_t>(step.format[static_cast<int32_t>(walk.n) >= static_cast<int32_t>(walk.second)]);
-        const uint32_t last = k + count == shape.units ? static_cast<uint32_t>(step.tail) : 256u;
-        float low = 0.f, high = 0.f;  // rows g and g + 8, this lane's share
-        dot_any(format, wait_chunk(c), block.records() + k * record_bytes, k & ((1u << shape.shift) - 1), count, last,
-                lane, low, high);
-        release_chunk(c, count, shape.shift, lane);
-        low += __shfl_xor_sync(~0u, low, 1);
-        high += __shfl_xor_sync(~0u, high, 1);
-        low += __shfl_xor_sync(~0u, low, 2);
-        high += __shfl_xor_sync(~0u, high, 2);
-        float* row = sums + ((walk.n - base) * shape.parts + walk.j) * ROWS + (lane >> 2);
-        if ((lane & 3) == 0) row[0] = low;
-        if ((lane & 3) == 1) row[8] = high;
-        walk.advance();
-    }
-}
-
 // y = W x and what follows.
 //
-// A tile's units are shared out in parts of `span` units; the parts of the block's tiles, in order, go
-// to the warps in turn: part j of tile n is that of warp (n · parts + j) mod WARPS.
+// The warps are in sets of `parts`; each set has every `sets`-th of the block's tiles, and of them a
+// warp always the same units. Where there is one set a warp stages what it multiplies and need not
+// wait for the others.
 __device__ __forceinline__ void product(const Instruction& step, Block& block) {
     const Task& run = block.task();
     if (run.begin >= run.end) return;
     const uint32_t warp = thread_index() / 32, tiles = run.end - run.begin;
-    // Parts go to the warps from the last one on: where there are few, the first ones, which flush,
-    // have none and prepare meanwhile.
-    Walk walk(step, run, WARPS - 1 - warp);
+    const Shape shape(step.units);
+    // From the last warp on: where there are few parts, the first warps, which flush, have none and
+    // prepare meanwhile.
+    const Place place(shape, WARPS - 1 - warp);
+    const bool works = place.set < shape.sets, own = shape.sets == 1;
     Finish finish(step, block, run.begin);
 
-    const float squares = stage_any(step, block);
+    const uint32_t stride = own ? shape.parts : WARPS, first = WARPS - 1 - warp;
+    const float squares = stage_any(step, block, Staged{first, works || !own ? shape.units : 0, stride});
     // Its own half: the step before may still read the other.
     const uint32_t turn = board().turn[warp] ^ 1;
     float* const all_squares = block.squares() + turn * WARPS;
@@ -414,23 +441,36 @@ __device__ __forceinline__ void product(const Instruction& step, Block& block) {
     __syncwarp();
     board().turn[warp] = turn;
     uint32_t buffer = board().buffer[warp];
-    sync_workers();
+    if (!own) sync_workers();
     block.mark(STAGED);
 
-    const uint32_t at_once = walk.shape.at_once;
-    for (uint32_t base = 0; base < tiles; base += at_once) {
-        float* sums = block.sums() + buffer * SLOTS * ROWS;
-        const uint32_t end = min(base + at_once, tiles);
-        add_up(step, block, walk, base, end, sums);
-        const float scale = 32 * warp < (end - base) * ROWS ? finish.scale(all_squares) : 0.f;
+    Batch batch{place.set, 0, run.chunk, run.chunk, block.records(), nullptr};
+    for (uint32_t base = 0; base < tiles;) {
+        const uint32_t end = min(base + Shape(step.units).at_once, tiles);
+        float* const sums = block.sums() + buffer * SLOTS * ROWS;
+        batch.sums = sums + (place.first - base * Shape(step.units).parts) * ROWS;
+        // From this tile on the matrix is one of the second format.
+        uint32_t second = end;
+        if (step.kind == QKV) {
+            const uint32_t before = static_cast<uint32_t>(step.tiles[0]) + static_cast<uint32_t>(step.tiles[1]);
+            second = min(end, before - min(before, run.begin));
+        }
+        batch.end = works ? second : 0;
+        add_up(step, 0, place, batch);
+        if (second < end) {
+            batch.end = works ? end : 0;
+            add_up(step, 1, place, batch);
+        }
         sync_workers();
         if (base == 0) block.mark(FIRST);
-        finish.flush(run.begin + base, end - base, Sums{sums, walk.shape.parts}, scale);
+        const float scale = 32 * warp < (end - base) * ROWS ? finish.scale(all_squares) : 0.f;
+        finish.flush(run.begin + base, end - base, Sums{sums, Shape(step.units).parts}, scale);
         buffer ^= 1;
+        base = end;
     }
     __syncwarp();
     board().buffer[warp] = buffer;
-    if (step.kind == LM_HEAD) board().best[threadIdx.x] = finish.best;
+    if (step.kind == LM_HEAD) board().best[thread_index()] = finish.best;
 }
 
 }  // namespace persistent

@@ -65,17 +65,17 @@ struct alignas(128) Instruction {
 };
 static_assert(sizeof(Instruction) == 384, "the host twin has 48 slots");
 
-// How the units of a block's tiles are shared out: part j of tile n is units [j · span, (j + 1) · span).
+// How the units of a block's tiles are shared out: `parts` warps are a set; member m of set r has the
+// units m, m + parts, … of the tiles r, r + sets, …
 struct Shape {
-    uint32_t units, span, parts;
+    uint32_t units, parts, sets;
     uint32_t at_once;  // tiles whose parts are added up together
     uint32_t shift;    // a chunk has 1 << shift units
-    uint32_t inverse;  // n / parts = n · inverse >> 12 for n ≤ 16
 
     __device__ __forceinline__ explicit Shape(uint64_t slot) {
         const uint32_t low = static_cast<uint32_t>(slot), high = static_cast<uint32_t>(slot >> 32);
-        units = low & 0xffffu, span = low >> 16 & 0xffu, parts = low >> 24;
-        at_once = high & 0xffu, shift = high >> 8 & 0xffu, inverse = high >> 16;
+        units = low & 0xffffu, parts = low >> 16 & 0xffu, sets = low >> 24;
+        at_once = high & 0xffu, shift = high >> 8 & 0xffu;
     }
 };
 __device__ __forceinline__ uint32_t units_of(const Instruction& i) { return static_cast<uint32_t>(i.units) & 0xffffu; }
@@ -84,20 +84,24 @@ __device__ __forceinline__ float as_float(uint64_t slot) {
     return __uint_as_float(static_cast<uint32_t>(slot));
 }
 
+// A block without work in a step goes on to its next: it may look for a version that is `writes` ahead
+// of what is there, so there are fewer writes than tags (src/plan/program.rs).
+constexpr uint32_t TAG = 0xffu;
+
 // The tag of a version: `slot` is writes << 16 | ordinal.
 __device__ __forceinline__ uint32_t tag_of(uint64_t slot, uint32_t epoch) {
     const uint32_t s = static_cast<uint32_t>(slot);
-    return (epoch * (s >> 16) + (s & 0xffffu)) & 0xffu;
+    return (epoch * (s >> 16) + (s & 0xffffu)) & TAG;
 }
 
-// v with its low eight bits replaced; rounded to nearest, infinities and NaNs kept.
+// v with its low bits replaced; rounded to nearest, infinities and NaNs kept.
 __device__ __forceinline__ uint32_t sealed(float v, uint32_t tag) {
     const uint32_t w = __float_as_uint(v);
     const bool finite = is_finite(v);
-    const uint32_t rounded = finite ? w + 0x80u : (v != v ? w | 0x400000u : w);
-    return (rounded & 0xffffff00u) | tag;
+    const uint32_t rounded = finite ? w + (TAG + 1) / 2 : (v != v ? w | 0x400000u : w);
+    return (rounded & ~TAG) | tag;
 }
-__device__ __forceinline__ float opened(uint32_t w) { return __uint_as_float(w & 0xffffff00u); }
+__device__ __forceinline__ float opened(uint32_t w) { return __uint_as_float(w & ~TAG); }
 
 __device__ __forceinline__ void post(uint32_t* mail, uint32_t at, float v, uint32_t tag) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mail + at), "r"(sealed(v, tag)) : "memory");
@@ -126,7 +130,7 @@ __device__ __forceinline__ uint4 peek4(const uint32_t* mail) {
 __device__ __forceinline__ float await(const uint32_t* mail, uint32_t tag) {
     uint32_t w;
     do w = peek(mail);
-    while (((w ^ tag) & 0xffu) != 0);
+    while (((w ^ tag) & TAG) != 0);
     return opened(w);
 }
 
@@ -146,7 +150,7 @@ __device__ __forceinline__ uint32_t peek_all(uint32_t (&w)[N], const uint32_t* m
     uint32_t wrong = 0;
 #pragma unroll
     for (int j = 0; j < N; j++) wrong |= w[j] ^ tag;
-    return wrong & 0xffu;
+    return wrong & TAG;
 }
 
 // Waits for N words of each lane at each of BATCH places `stride` words apart, of which `mine` says
@@ -170,7 +174,7 @@ __device__ __forceinline__ void await_all(float (&v)[BATCH][N], const uint32_t* 
         const uint32_t lanes = __ballot_sync(~0u, missing != nullptr);
         if (lanes == 0) break;
         const uint64_t at = __shfl_sync(~0u, reinterpret_cast<uint64_t>(missing), 31 - __clz(lanes));
-        while (((peek(reinterpret_cast<const uint32_t*>(at)) ^ tag) & 0xffu) != 0) {}
+        while (((peek(reinterpret_cast<const uint32_t*>(at)) ^ tag) & TAG) != 0) {}
     }
 #pragma unroll
     for (int b = 0; b < BATCH; b++)

@@ -19,9 +19,6 @@ constexpr uint32_t THREADS = WARPS * 32;  // that compute; one warp more asks
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
 constexpr uint32_t FLIGHT = 6;   // on their way, at most
-// Copies arrive in any order, and a barrier tells only every other lap apart: a warp that waits for
-// chunk c must know that c − CHUNKS has arrived. It does where its last chunk of the step is c − CHUNKS
-// itself, or lies at most CHUNKS − FLIGHT before c; the host twin takes no other way to share out.
 constexpr uint32_t ROWS_AHEAD = 16;
 constexpr uint32_t BOARD_BYTES = 12288;  // at the start of shared memory; the ring follows
 
@@ -140,6 +137,7 @@ struct alignas(128) Board {
     Task tasks[ROWS_AHEAD];
     Parameters launch;
     uint32_t token, position, epoch;
+    uint32_t asked;  // chunks asked for: all but the last FLIGHT of them have arrived
     // Of every warp: the step that it is at, which half of the sums, and of the squares, is free.
     uint32_t step[WARPS], buffer[WARPS], turn[WARPS];
     Candidate best[THREADS];  // of every thread, at the end
@@ -187,6 +185,7 @@ struct Producer {
             barrier_wait(barriers + 8 * ((next - FLIGHT) % CHUNKS), (next - FLIGHT) / CHUNKS & 1);
         copy_bulk(place, from, n, full, stream);
         next++;
+        *static_cast<volatile uint32_t*>(&board.asked) = next;
         place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;
     }
 
@@ -283,6 +282,16 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
     barrier_wait(gemv::shared_address(board().full + d), c / CHUNKS & 1);
     return ring() + d * board().launch.chunk_bytes;
 }
+// The same where the warp does not know that the chunk before in that place has arrived: copies arrive
+// in any order, and a barrier tells only every other lap apart. All chunks before `known` have arrived.
+__device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c, uint32_t& known) {
+    if (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS)) {
+        const volatile uint32_t& asked = board().asked;
+        do known = asked - FLIGHT;
+        while (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS));
+    }
+    return wait_chunk(c);
+}
 // This warp has read its `units` of chunk `c`, which has places for 1 << shift. What overwrites them is
 // a bulk copy, of another proxy: without the fence it was seen to overtake loads that were issued
 // before the release (the barrier orders only what the generic proxy does).
@@ -297,8 +306,9 @@ __device__ __forceinline__ const Instruction& wait_row(uint32_t i) {
     barrier_wait(gemv::shared_address(board().row_full + r), i / ROWS_AHEAD & 1);
     return board().rows[r];
 }
-// This warp is done with its instruction: it goes on to the next.
+// This warp is done with its instruction: it goes on to the next. A row is overwritten as a chunk is.
 __device__ __forceinline__ void release_row() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
     if (thread_index() % 32 == 0) {
         volatile uint32_t& at = board().step[thread_index() / 32];

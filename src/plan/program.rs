@@ -25,14 +25,16 @@ pub const CHUNKS: u32 = 16;
 pub const FLIGHT: u32 = 6;
 /// Units of a chunk, at most, as a power of two.
 const MOST_SHIFT: u32 = 3;
-/// Sums of parts of tiles that are held before they are added up; a tile has half as many, at most.
+/// Sums of parts of tiles that are held before they are added up.
 const SUMS: u32 = 128;
-/// Clock cycles of a part and of each of its units, about; measured on an H200.
-const PART_COST: u32 = 500;
-const UNIT_COST: u32 = 500;
-/// Units of a warp from which on a step is bound by the memory: parts are then as small as can be,
-/// so that as much of the ring as can be is on its way.
-const STREAMED: u32 = 12;
+/// Clock cycles of a warp's part of a tile, of a unit that it finds in registers, of one that it does
+/// not, and of a barrier before the first: about, on an H200.
+const PART_COST: u32 = 150;
+const HELD_COST: u32 = 350;
+const UNIT_COST: u32 = 450;
+const BARRIER_COST: u32 = 400;
+/// What the kernel is made for: registers go from one warp to another, which later devices cannot.
+const COMPUTE: (u32, u32) = (9, 0);
 /// Positions of a group.
 const POSITIONS: u32 = 16;
 /// Query heads of a key/value head, at most.
@@ -212,9 +214,8 @@ impl Instruction {
         }
     }
 
-    /// Shares the tiles of a block out among its warps: in parts of so many units that the warps are
-    /// done soonest. A part lies in one chunk, and takes no more than half of one where it can: the
-    /// warps then work on half of the ring while the other half arrives.
+    /// Shares the tiles of a block out among its warps, so that they are done soonest: `parts` warps
+    /// are a set and have units of the same tiles, each always the same units.
     fn share_out(&mut self, blocks: u32, chunk_bytes: u32) -> Option<()> {
         let kind = self.number_at(at::KIND)?;
         if kind == Kind::Embed as u32 {
@@ -223,9 +224,8 @@ impl Instruction {
         let shift =
             |unit_bytes: u32| (0..=MOST_SHIFT).rev().find(|s| unit_bytes << s <= chunk_bytes);
         if kind == Kind::Attention as u32 {
-            // Keys and values take turns: a group a chunk would be two laps from a warp to its next.
             let group_bytes = POSITIONS * 2 * self.number_at(at::HEAD_DIM)?;
-            let shift = shift(group_bytes).filter(|s| *s > 0)?;
+            let shift = shift(group_bytes)?;
             self.slots[at::UNITS] = Slot::Words(0, shift << 8);
             return Some(());
         }
@@ -234,21 +234,23 @@ impl Instruction {
         let shift = shift(unit_bytes.max(other))?;
         let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
-        let rounds = |span: u32| (tiles * units.div_ceil(span)).div_ceil(WARPS);
-        let cost = |span: u32| rounds(span) * (PART_COST + span * UNIT_COST);
-        let fits = |span: &u32| {
-            units.div_ceil(*span) <= SUMS / 2 && knows_its_lap(units, *span, shift, tiles)
+        // Tiles come one after the other: sets that are many tiles apart would wait for the ring.
+        let near = (CHUNKS / 2 / units.div_ceil(1 << shift)).max(1);
+        let sets = |parts: u32| (WARPS / parts).min(near);
+        let cost = |parts: &u32| {
+            let run = units.div_ceil(*parts);
+            let unit = if run == 1 { HELD_COST } else { UNIT_COST };
+            let barrier = if sets(*parts) == 1 { 0 } else { BARRIER_COST };
+            tiles.div_ceil(sets(*parts)) * (PART_COST + run * unit) + barrier
         };
-        let spans = || (0..=shift).map(|s| 1 << s).filter(fits);
-        let half = spans().filter(|span| 2 * span <= 1 << shift);
-        let best = if rounds(1) < STREAMED { half.min_by_key(|s| cost(*s)) } else { None };
-        let span = best.or_else(|| spans().next())?;
-        let parts = units.div_ceil(span);
+        // The most parts of equals: nearest to a tile at a time.
+        let parts = (1..=units.min(WARPS)).rev().min_by_key(cost)?;
         // Tiles in pairs, and a thread for each of their rows.
         let at_once = ((SUMS / parts) & !1).min(32 * WARPS / tile::ROWS as u32);
-        let inverse = 4096 / parts + 1;
-        self.slots[at::UNITS] =
-            Slot::Words(units | span << 16 | parts << 24, at_once | shift << 8 | inverse << 16);
+        self.slots[at::UNITS] = Slot::Words(
+            units | parts << 16 | sets(parts) << 24,
+            at_once | shift << 8,
+        );
         Some(())
     }
 
@@ -417,17 +419,6 @@ impl Instruction {
     }
 }
 
-/// Whether no warp takes a chunk's barrier for that of the lap before (`ptx/persistent/stream.cuh`): from
-/// a part to its next one, it goes on by a whole lap or by at most [`CHUNKS`] − [`FLIGHT`] chunks.
-fn knows_its_lap(units: u32, span: u32, shift: u32, tiles: u32) -> bool {
-    let (parts, chunks) = (units.div_ceil(span), units.div_ceil(1 << shift));
-    let chunk = |q: u32| q / parts * chunks + ((q % parts * span) >> shift);
-    (WARPS..parts * tiles).all(|q| {
-        let on = chunk(q) - chunk(q - WARPS);
-        on == CHUNKS || on <= CHUNKS - FLIGHT
-    })
-}
-
 /// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
 fn attention_bytes(op: &Attention) -> u32 {
     let dim = op.cache.head_dim;
@@ -439,9 +430,9 @@ fn attention_bytes(op: &Attention) -> u32 {
 
 impl Program {
     /// The program of `plan` on `gpu`; `None` where a step has no form for the persistent kernel or
-    /// the device is too old for it.
+    /// the device is not of compute 9.0.
     pub fn of(plan: &DecodePlan, gpu: &Gpu) -> Option<Self> {
-        if !gpu.is_hopper_or_later() || gpu.sms < plan.cache.kv_heads {
+        if gpu.compute != COMPUTE || gpu.sms < plan.cache.kv_heads {
             return None;
         }
         let mut mail = Mail::default();
@@ -451,6 +442,8 @@ impl Program {
             .map(|s| Instruction::of(&s.op, &mut mail))
             .collect::<Option<Vec<_>>>()?;
         matches!(plan.steps.last()?.op, Op::LmHead(_)).then_some(())?;
+        // A version has a tag of eight bits, and a block may be a whole token ahead of one.
+        mail.published.iter().all(|m| m.2 < 256).then_some(())?;
         let writes = |buf: Buf| mail.published.iter().find(|m| m.0 == buf).map_or(0, |m| m.2);
         for i in &mut instructions {
             for (address, tag) in [(at::X, at::X_TAG), (at::Y_MAIL, at::Y_TAG)] {
