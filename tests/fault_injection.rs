@@ -329,8 +329,8 @@ fn every_entry_point_may_return_every_code() {
     const RECOVERABLE: [u32; 14] =
         [2, 34, 100, 101, 201, 209, 218, 221, 222, 302, 400, 500, 801, 807];
     const CAPTURE: [u32; 9] = [900, 901, 902, 903, 904, 905, 906, 907, 908];
-    const FATAL: [u32; 14] =
-        [46, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 810, 999, 12_345];
+    const FATAL: [u32; 16] =
+        [46, 214, 220, 700, 701, 702, 710, 714, 715, 716, 717, 718, 719, 810, 999, 12_345];
     let fake = Fake::new();
     let checkpoint = small();
     let options = on_device(WAYS[0]);

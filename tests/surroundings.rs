@@ -18,7 +18,7 @@ use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
 use fake_driver::{Fake, Fault, Live};
 use small_model::SmallModel;
 use std::cell::Cell;
-use std::ffi::{c_int, c_long};
+use std::ffi::{c_int, c_long, c_uint};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ unsafe extern "C" {
     fn fork() -> c_int;
     fn waitpid(child: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn _exit(code: c_int) -> !;
+    fn alarm(seconds: c_uint) -> c_uint;
     fn syscall(number: c_long, ...) -> c_long;
 }
 
@@ -50,6 +51,8 @@ fn in_a_child(work: impl FnOnce() -> String) -> String {
     // SAFETY: the child runs `work` on the one thread that it has, and leaves by `_exit`.
     let child = unsafe { fork() };
     if child == 0 {
+        // SAFETY: always sound; ends a child that hangs.
+        unsafe { alarm(20) };
         let work = std::panic::AssertUnwindSafe(work);
         let text = std::panic::catch_unwind(work).unwrap_or_else(|_| "a panic".to_owned());
         let _ = std::fs::write(&said, text);
