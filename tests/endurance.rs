@@ -18,7 +18,8 @@ use decode_graph::plan::program::Program;
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, SessionOptions};
 use endurance_runs::{
-    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak, steps_that_write_nothing,
+    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, memory_held_elsewhere, one_hash, soak,
+    steps_that_write_nothing,
 };
 use fake_driver::{Fake, Live, Plant};
 use small_model::SmallModel;
@@ -99,6 +100,15 @@ fn a_step_computed_at_the_capacity_is_found() {
     let plain = record(&model, PlanOptions { capacity: 24, kv: KvType::F16 }).unwrap();
     fake.plant(Some(Plant::CapacityIgnored));
     let _ = steps_that_write_nothing(&context, &model, &plain, false);
+}
+
+#[test]
+fn memory_that_others_hold_is_told_and_used_when_they_give_it_back() {
+    let fake = Fake::new();
+    let context = Context::new(Device::get(0).unwrap()).unwrap();
+    memory_held_elsewhere(&context, &model(), &options(), 1 << 20).unwrap();
+    drop(context);
+    assert_eq!(fake.live(), Live::default());
 }
 
 #[test]

@@ -28,7 +28,8 @@ use decode_graph::quant::QuantFormat;
 use decode_graph::reference;
 use decode_graph::session::{BackendChoice, DebugLevel, Mode, SessionOptions};
 use endurance_runs::{
-    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak, steps_that_write_nothing,
+    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, memory_held_elsewhere, one_hash, soak,
+    steps_that_write_nothing,
 };
 use planted_ptx_edits::{
     GRID_OF_THE_FIRST_POSITION, NO_BARRIER, NO_BARRIER_IN_A_NORM, NO_WAIT, Planted,
@@ -36,6 +37,7 @@ use planted_ptx_edits::{
 };
 use small_model::SmallModel;
 use std::ops::ControlFlow;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A context of the first device, which keeps it in use between sessions, and the compute capability.
@@ -234,6 +236,41 @@ fn a_hundred_runs_have_one_hash() {
 #[test]
 fn a_hundred_runs_of_the_persistent_kernel_have_one_hash() {
     a_hundred_runs(true);
+}
+
+#[test]
+fn memory_that_others_hold_is_told_and_used_when_they_give_it_back() {
+    let Some((context, _)) = device() else { return };
+    memory_held_elsewhere(&context, &model(QuantFormat::Q8_0), &cuda(64, false), 1 << 20).unwrap();
+    println!("trust | memory held elsewhere | refused by part, then used");
+}
+
+fn hash_of_runs() -> String {
+    let hash = one_hash(&model(QuantFormat::Q8_0), &cuda(256, false), 100).unwrap();
+    format!("computed {hash:016x}")
+}
+
+#[test]
+#[ignore = "a process of two_processes_on_one_device_compute_what_one_does"]
+fn prints_what_it_computes() {
+    println!("{}", hash_of_runs());
+}
+
+#[test]
+fn two_processes_on_one_device_compute_what_one_does() {
+    let Some(_device) = device() else { return };
+    let expected = hash_of_runs();
+    let start = || {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "--ignored", "--nocapture", "prints_what_it_computes"]);
+        child.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    for child in [start(), start()] {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(&expected), "{expected}, not {said}");
+    }
+    println!("trust | two processes at a time | {expected} each");
 }
 
 // ------------------------------------------------------------------------------ twins of kernels
