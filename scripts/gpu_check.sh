@@ -56,6 +56,9 @@ done
 check bisect-tiny "$bench" verify --synthetic tiny --backend cuda --bisect
 check run-both "$bench" run --synthetic llama-3.2-1b:q4_k_m --backend cuda --mode both -n 1024 -r 5 -v
 check draw "$bench" generate --synthetic llama-3.2-1b:q4_k_m --backend cuda --prompt-ids 1,2,3 --temp 0.8 -n 64 --ignore-eos -o json
+# Told to end while it loads sixteen gigabytes, it ends at once and as interrupted.
+check sigterm-at-load bash -c \
+    'timeout --preserve-status -s TERM -k 1 1 "$1" run --synthetic llama-3.1-8b:f16 --backend cuda -n 8; [ $? = 130 ]' _ "$bench"
 [ -z "${DEPTH:-}" ] || check "run-depth-$DEPTH" "$bench" run --synthetic llama-3.1-8b:q4_k_m --backend cuda -d "$DEPTH" -n 128 -r 3 -o json
 
 printf '%s\n' "${rows[@]}"

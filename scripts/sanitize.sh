@@ -2,89 +2,131 @@
 # compute-sanitizer's four tools on small models of every weight type, with prebuilt binaries: needs no
 # Rust toolchain on the machine with the GPU.
 #
-#   scripts/sanitize.sh OUT DECODE_BENCH [GPU_TRUST]
+#   scripts/sanitize.sh OUT GPU_TRUST [DECODE_BENCH]
 #
-# DECODE_BENCH: `generate` on tiny models of every mixture of types, as a graph and launch by launch
-# (GPU_DEBUG=1), with and without --persistent. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
-# every_format_in_few_tokens…, which have also the types without a mixture of their own, plain plans and
-# red zones. Logs under OUT; a table of errors by tool last; exit 1 where there is an error, 2 where a
-# run did not come to its end.
+# GPU_TRUST (tests/gpu_trust.rs): each of its ignored tests in a process of its own, a few tokens of one
+# format or mixture as a graph and launch by launch, by
+#   chain              a kernel a step, the fused plan and the plain one
+#   persistent         the persistent kernel
+#   experts_and_norms  experts, norms of heads, GELU
+#   any_format         attention at depth, by both; tokens drawn
+# DECODE_BENCH: `generate` on tiny models of TYPES, with GPU_DEBUG=0 and 1, with and without --persistent.
+# All runs first go without a tool, which shows that they pass and fills the driver's cache of compiled
+# kernels. Logs under OUT; a table by tool and way last. Exit 1 where there is an error, 2 where a run did
+# not come to its end or looked at nothing.
 #
 # SANITIZER=FILE   compute-sanitizer, if it is not on the PATH
-# TOOLS, TYPES     others than all
-# WAYS             of: graph eager graph-persistent eager-persistent
-# JOBS=8           at a time
-# LIMIT=120        seconds for a run; five times as long for GPU_TRUST
+# TOOLS, WAYS      others than all: of none racecheck memcheck initcheck synccheck; of those above, generate
+# FORMATS          of GPU_TRUST's tests, by name: q4_0, q4_k_q6_k, at_depth
+# TYPES            mixtures for DECODE_BENCH: q4_k_m q8_0
+# JOBS             at a time; as many as there are processors
+# LIMIT=120        seconds for a run
+# DRY=1            prints the commands
 set -uo pipefail
-out=${1:?folder for logs} bench=${2:?decode-bench binary} trust=${3:-}
+out=${1:?folder for logs} trust=${2:?gpu_trust binary} bench=${3:-}
 sanitizer=${SANITIZER:-compute-sanitizer}
-tools=${TOOLS:-"memcheck racecheck initcheck synccheck"}
-types=${TYPES:-"q4_k_m q4_0 q4_1 q5_k_m q6_k q8_0 bf16 f16 q2_k q3_k_m iq4_nl iq4_xs"}
-ways=${WAYS:-"graph eager graph-persistent eager-persistent"}
-limit=${LIMIT:-120}
-command -v "$sanitizer" > /dev/null || { echo "no $sanitizer: give SANITIZER=FILE" >&2; exit 2; }
+tools=${TOOLS:-"none racecheck memcheck initcheck synccheck"}
+ways=${WAYS:-"any_format persistent chain experts_and_norms generate"}
+limit=${LIMIT:-120} dry=${DRY:-}
+[ -n "$dry" ] || command -v "$sanitizer" > /dev/null || { echo "no $sanitizer: give SANITIZER=FILE" >&2; exit 2; }
 mkdir -p "$out"
-rm -f "$out"/*.log "$out"/*.rc "$out/notes"
+rm -f "$out"/*.log "$out"/*.end "$out/notes"
 
-# one TOOL WAY TYPE: one run; its output and its end are kept by that name
+# one TOOL WAY NAME: one run; its output, how it ended and its seconds are kept by that name
 one() {
-    local tool=$1 way=$2 type=$3 rc=0 flags=(--error-exitcode 86) command debug=0 log
-    log=$out/$tool.$way.$type
+    local tool=$1 way=$2 name=$3 rc=0 start=$SECONDS debug=0 flags=() command log
+    log=$out/$tool.$way.$name
     case $tool in
-        memcheck) flags+=(--leak-check full --padding 32) ;;
-        racecheck) flags+=(--racecheck-report analysis) ;;
-        initcheck) flags+=(--track-unused-memory no) ;;
-        synccheck) flags+=(--num-cuda-barriers 65536) ;; # a ring's, of all blocks
+        none) ;;
+        memcheck) flags=(--leak-check full --padding 32) ;;
+        racecheck) flags=(--racecheck-report analysis) ;;
+        initcheck) flags=(--track-unused-memory no) ;;
+        synccheck) flags=(--num-cuda-barriers 65536) ;; # a ring's, of all blocks
     esac
-    if [[ $way == test* ]]; then
-        command=("$trust" --exact --ignored --nocapture every_format_in_few_tokens)
-        [ "$way" = test ] || command[4]+=_of_the_persistent_kernel
-        limit=$((5 * limit))
-    else
-        command=("$bench" generate --synthetic "tiny:$type" --backend cuda
+    if [ "$way" = generate ]; then
+        command=("$bench" generate --synthetic "tiny:${name%%-*}" --backend cuda
             --prompt-ids 1,2,3 -n 4 --ignore-eos -o json)
-        [[ $way == *-persistent ]] && command+=(--persistent)
-        [[ $way == eager* ]] && debug=1
+        [[ $name == *-persistent ]] && command+=(--persistent)
+        [[ $name == *-eager* ]] && debug=1
+    else
+        command=("$trust" --ignored --exact --nocapture --test-threads=1 "$way::$name")
     fi
-    GPU_DEBUG=$debug timeout "$limit" "$sanitizer" --tool "$tool" "${flags[@]}" "${command[@]}" \
-        > "$log.log" 2>&1 || rc=$?
-    echo $rc > "$log.rc"
+    [ "$tool" = none ] || command=("$sanitizer" --tool "$tool" --error-exitcode 86 "${flags[@]}" "${command[@]}")
+    command=(env "GPU_DEBUG=$debug" timeout "$limit" "${command[@]}")
+    if [ -n "$dry" ]; then
+        printf '%s\n' "${command[*]}"
+        return
+    fi
+    "${command[@]}" > "$log.log" 2>&1 || rc=$?
+    echo $rc $((SECONDS - start)) > "$log.end"
 }
 export -f one
-export out bench trust sanitizer limit
+export out bench trust sanitizer limit dry
 
+# Names of the runs of a way.
+names() {
+    local name
+    if [ "$1" = generate ]; then
+        [ -n "$bench" ] || return 0
+        for name in ${TYPES:-q4_k_m q8_0}; do
+            printf '%s\n' "$name-graph" "$name-eager" "$name-graph-persistent" "$name-eager-persistent"
+        done
+    else
+        "$trust" --list --ignored | sed -n "s/^$1::\(.*\): test$/\1/p" | while read -r name; do
+            [[ -z ${FORMATS:-} || " $FORMATS " == *" $name "* ]] && echo "$name"
+        done
+    fi
+}
+
+runs=()
+for way in $ways; do
+    while read -r name; do runs+=("$way $name"); done < <(names "$way")
+done
+[ ${#runs[@]} -gt 0 ] || { echo "no runs: $trust has no such tests" >&2; exit 2; }
+side_by_side() { xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'one "$@"' _; }
+case " $tools " in *" none "*) printf 'none %s\n' "${runs[@]}" | side_by_side ;; esac
 for tool in $tools; do
-    [ -z "$trust" ] || printf '%s\n' "$tool test all" "$tool test-persistent all"
-    for way in $ways; do
-        for type in $types; do echo "$tool $way $type"; done
-    done
-done | xargs -P "${JOBS:-8}" -L 1 bash -c 'one "$@"' _
+    [ "$tool" = none ] || printf "$tool %s\n" "${runs[@]}"
+done | side_by_side
+[ -z "$dry" ] || exit 0
 
-# Errors of a log: what the tool counts at its end; a dash where it said nothing.
-errors() {
-    sed -nE 's/.*(ERROR SUMMARY|RACECHECK SUMMARY): ([0-9]+) .*/\2/p' "$1" | tail -n 1 | grep . || echo -
+# Errors and warnings that a tool counts at its end; nothing where it did not get there.
+counts() {
+    sed -nE -e 's/.*ERROR SUMMARY: ([0-9]+) error.*/\1 0/p' \
+        -e 's/.*RACECHECK SUMMARY: .*\(([0-9]+) errors?, ([0-9]+) warnings?\).*/\1 \2/p' "$1" | tail -n 1
+}
+# Whether a run did what it was for.
+went() {
+    case $1 in
+        *.generate.*) grep -q '"ids"' "$1" ;;
+        *) grep -q 'few tokens |' "$1" && grep -q '^test result: ok. 1 passed' "$1" ;;
+    esac
 }
 
 failed=0
-printf '%-10s %-18s %6s %8s %10s\n' tool way runs errors unfinished
+printf '%-10s %-18s %6s %8s %9s %11s %9s\n' tool way runs errors warnings unfinished 'slowest s'
 for tool in $tools; do
-    for way in ${trust:+test test-persistent} $ways; do
-        runs=0 sum=0 unfinished=0
-        for rc in "$out/$tool.$way".*.rc; do
-            [ -e "$rc" ] || continue
-            log=${rc%.rc}.log code=$(< "$rc") count=$(errors "${rc%.rc}.log")
-            runs=$((runs + 1))
-            if [ "$count" = - ] || { [ "$code" != 0 ] && [ "$code" != 86 ]; }; then
+    for way in $ways; do
+        n=0 errors=0 warnings=0 unfinished=0 slowest=0
+        for end in "$out/$tool.$way".*.end; do
+            [ -e "$end" ] || continue
+            log=${end%.end}.log name=$(basename "${end%.end}")
+            read -r code seconds < "$end"
+            [ "$tool" = none ] && e=0 w=0 || { e='' w='' && read -r e w < <(counts "$log"); }
+            n=$((n + 1)) errors=$((errors + ${e:-0})) warnings=$((warnings + ${w:-0}))
+            [ "$seconds" -le $slowest ] || slowest=$seconds
+            if [ -z "$e" ] || ! went "$log" || { [ "$code" != 0 ] && [ "$code" != 86 ]; }; then
                 unfinished=$((unfinished + 1))
-                echo "  $(basename "$log"): ended with $code: $(tail -n 1 "$log" | cut -c1-120)" >> "$out/notes"
+                echo "  $name: ended with $code: $(grep -v '^$' "$log" | tail -n 1 | cut -c1-120)" >> "$out/notes"
             fi
-            [ "$count" = - ] || [ "$count" = 0 ] || echo "  $(basename "$log"): $count errors" >> "$out/notes"
-            [ "$count" = - ] || sum=$((sum + count))
+            [ "${e:-0}${w:-0}" = 00 ] || echo "  $name: $e errors, $w warnings" >> "$out/notes"
         done
-        printf '%-10s %-18s %6d %8d %10d\n' "$tool" "$way" $runs $sum $unfinished
+        [ $n -gt 0 ] || continue
+        printf '%-10s %-18s %6d %8d %9d %11d %9d\n' "$tool" "$way" $n $errors $warnings $unfinished $slowest
         [ $unfinished = 0 ] || [ $failed = 1 ] || failed=2
-        [ $sum = 0 ] || failed=1
+        [ $errors = 0 ] || failed=1
     done
 done
+echo "${#runs[@]} runs a tool, in $SECONDS s"
 [ ! -s "$out/notes" ] || { echo; cat "$out/notes"; }
 exit $failed

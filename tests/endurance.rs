@@ -1,21 +1,25 @@
-//! The long runs of `gpu_trust.rs` in short over the fake driver: what they look for is there to be
-//! found without a device too.
+//! The long runs of `gpu_trust.rs` in short over the fake driver, and its runs of few tokens for
+//! compute-sanitizer as they are: what they look for is there to be found without a device too.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod endurance_runs;
 mod fake_driver;
+mod few_tokens;
+mod format_models;
 mod small_model;
 
 use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::driver::{Context, Device};
-use decode_graph::ops::KvType;
+use decode_graph::ops::{Gpu, KvType};
 use decode_graph::plan::fuse;
+use decode_graph::plan::program::Program;
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, SessionOptions};
 use endurance_runs::{
-    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak, steps_that_write_nothing,
+    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, memory_held_elsewhere, one_hash, soak,
+    steps_that_write_nothing,
 };
 use fake_driver::{Fake, Live, Plant};
 use small_model::SmallModel;
@@ -96,4 +100,29 @@ fn a_step_computed_at_the_capacity_is_found() {
     let plain = record(&model, PlanOptions { capacity: 24, kv: KvType::F16 }).unwrap();
     fake.plant(Some(Plant::CapacityIgnored));
     let _ = steps_that_write_nothing(&context, &model, &plain, false);
+}
+
+#[test]
+fn memory_that_others_hold_is_told_and_used_when_they_give_it_back() {
+    let fake = Fake::new();
+    let context = Context::new(Device::get(0).unwrap()).unwrap();
+    memory_held_elsewhere(&context, &model(), &options(), 1 << 20).unwrap();
+    drop(context);
+    assert_eq!(fake.live(), Live::default());
+}
+
+#[test]
+fn what_compute_sanitizer_looks_at_runs_in_every_format_and_mixture() {
+    let fake = Fake::new();
+    for formats in format_models::formats() {
+        few_tokens::chain(formats);
+        if formats.0 == formats.1 {
+            few_tokens::experts_and_norms(formats);
+        }
+        let plan = few_tokens::fused_plan(formats);
+        assert!(Program::of(&plan, &Gpu::H200).is_some(), "{formats:?} in the persistent kernel");
+    }
+    few_tokens::at_depth(false);
+    few_tokens::drawn();
+    assert_eq!(fake.live(), Live::default());
 }

@@ -15,7 +15,7 @@ use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::driver::{Class, Context, Device, DeviceMemory, Stream, classify};
 use decode_graph::cuda::{CudaEngine, CudaOptions};
 use decode_graph::error::{Defect, Error, Result};
-use decode_graph::ops::KvType;
+use decode_graph::ops::{KvType, Sampling};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, DebugLevel, DecodeSession, Mode, SessionOptions};
 use fake_driver::{Fake, Fault, Live};
@@ -233,6 +233,25 @@ fn a_session_over_the_fake_driver_computes_what_the_reference_computes_and_leave
     }
 }
 
+#[test]
+fn a_session_over_the_fake_driver_draws_what_the_reference_draws() {
+    let fake = Fake::new();
+    let checkpoint = small();
+    let hot = Sampling { temperature: 0.7, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 7 };
+    let mut seen = Vec::new();
+    for seed in [7, 1 << 40] {
+        let sampling = Some(Sampling { seed, ..hot });
+        let on = |options| life(&checkpoint, &SessionOptions { sampling, ..options }).unwrap();
+        let expected = on(options(BackendChoice::Cpu, Mode::Graph, DebugLevel::Off));
+        for way in WAYS {
+            assert!(on(on_device(way)) == expected, "{way:?}, seed {seed}");
+        }
+        seen.push(expected.tokens);
+    }
+    assert_ne!(seen[0], seen[1], "seeds that differ in their high half");
+    assert_eq!(fake.live(), Live::default());
+}
+
 /// The bits of the logits after every one of `ids`.
 fn logits(checkpoint: &Checkpoint, ids: &[u32], options: &SessionOptions) -> Vec<Vec<u32>> {
     let mut session = DecodeSession::new(checkpoint, options, &mut |_, _| {}).unwrap();
@@ -310,8 +329,8 @@ fn every_entry_point_may_return_every_code() {
     const RECOVERABLE: [u32; 14] =
         [2, 34, 100, 101, 201, 209, 218, 221, 222, 302, 400, 500, 801, 807];
     const CAPTURE: [u32; 9] = [900, 901, 902, 903, 904, 905, 906, 907, 908];
-    const FATAL: [u32; 14] =
-        [46, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 810, 999, 12_345];
+    const FATAL: [u32; 16] =
+        [46, 214, 220, 700, 701, 702, 710, 714, 715, 716, 717, 718, 719, 810, 999, 12_345];
     let fake = Fake::new();
     let checkpoint = small();
     let options = on_device(WAYS[0]);

@@ -61,12 +61,24 @@ fn many_keys_take_linear_time() {
         }
         g
     };
-    let start = std::time::Instant::now();
-    assert_eq!(open(&keys(65_536).bytes()).unwrap().metadata().len(), 65_536);
-    assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+    let [few, most] = [keys(4096).bytes(), keys(65_536).bytes()];
+    assert_eq!(open(&most).unwrap().metadata().len(), 65_536);
+    // The fastest of a few each: other programs only make them slower.
+    let fastest = |bytes: &[u8]| {
+        let times = (0..5).map(|_| measured(|| open(bytes).map(drop)).2.as_secs_f64());
+        times.fold(f64::INFINITY, f64::min)
+    };
+    let (few, most) = (fastest(&few), fastest(&most));
+    assert!(most < 2.0, "H14: {most} s");
+    // A quarter of 16 * 16: memory that the caches do not hold costs more, but not so much.
+    assert!(most <= 64.0 * few, "H14: sixteen times the keys take {} times as long", most / few);
+    println!("H14: {:.2} and {:.2} microseconds a key", few / 4096e-6, most / 65_536e-6);
+    // A million is beyond the limit, whether they are there or not.
+    let million = keys(1_000_000);
+    expect("H14", &million.bytes(), Defect::BadCount);
     let mut over = keys(8);
     over.key_count = Some(1_000_000);
-    expect("H14", &over.bytes(), Defect::BadCount);
+    expect("H14 claimed", &over.bytes(), Defect::BadCount);
 }
 
 #[test]

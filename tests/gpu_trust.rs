@@ -6,11 +6,13 @@
 //!
 //! Red zones, steps that must write nothing, a thousand sessions, long runs, one hash, and defects
 //! planted in kernels. Each test prints its figures, or `skipped: no CUDA device` where none answers.
-//! `scripts/sanitize.sh` runs the ignored one under compute-sanitizer.
+//! `scripts/sanitize.sh` runs the ignored ones, each in a process of its own, under compute-sanitizer.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod endurance_runs;
+mod few_tokens;
+mod format_models;
 mod planted_ptx_edits;
 mod small_model;
 
@@ -26,7 +28,8 @@ use decode_graph::quant::QuantFormat;
 use decode_graph::reference;
 use decode_graph::session::{BackendChoice, DebugLevel, Mode, SessionOptions};
 use endurance_runs::{
-    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, one_hash, soak, steps_that_write_nothing,
+    DEVICE_DRIFT, HOST_DRIFT, build_and_destroy, memory_held_elsewhere, one_hash, soak,
+    steps_that_write_nothing,
 };
 use planted_ptx_edits::{
     GRID_OF_THE_FIRST_POSITION, NO_BARRIER, NO_BARRIER_IN_A_NORM, NO_WAIT, Planted,
@@ -34,6 +37,7 @@ use planted_ptx_edits::{
 };
 use small_model::SmallModel;
 use std::ops::ControlFlow;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A context of the first device, which keeps it in use between sessions, and the compute capability.
@@ -129,20 +133,6 @@ fn the_persistent_kernel_writes_nothing_outside_its_buffers() {
     let Some(_device) = device() else { return };
     let runs = every_format_between_red_zones(&PERSISTENT, 40);
     println!("trust | red zones, persistent | {runs} sessions, no byte changed");
-}
-
-#[test]
-#[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
-fn every_format_in_few_tokens() {
-    let Some(_device) = device() else { return };
-    println!("{} sessions", every_format_between_red_zones(&KERNELS, 6));
-}
-
-#[test]
-#[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
-fn every_format_in_few_tokens_of_the_persistent_kernel() {
-    let Some(_device) = device() else { return };
-    println!("{} sessions", every_format_between_red_zones(&PERSISTENT, 6));
 }
 
 /// Position and token out of range in plans of two formats.
@@ -246,6 +236,41 @@ fn a_hundred_runs_have_one_hash() {
 #[test]
 fn a_hundred_runs_of_the_persistent_kernel_have_one_hash() {
     a_hundred_runs(true);
+}
+
+#[test]
+fn memory_that_others_hold_is_told_and_used_when_they_give_it_back() {
+    let Some((context, _)) = device() else { return };
+    memory_held_elsewhere(&context, &model(QuantFormat::Q8_0), &cuda(64, false), 1 << 20).unwrap();
+    println!("trust | memory held elsewhere | refused by part, then used");
+}
+
+fn hash_of_runs() -> String {
+    let hash = one_hash(&model(QuantFormat::Q8_0), &cuda(256, false), 100).unwrap();
+    format!("computed {hash:016x}")
+}
+
+#[test]
+#[ignore = "a process of two_processes_on_one_device_compute_what_one_does"]
+fn prints_what_it_computes() {
+    println!("{}", hash_of_runs());
+}
+
+#[test]
+fn two_processes_on_one_device_compute_what_one_does() {
+    let Some(_device) = device() else { return };
+    let expected = hash_of_runs();
+    let start = || {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "--ignored", "--nocapture", "prints_what_it_computes"]);
+        child.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    for child in [start(), start()] {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(&expected), "{expected}, not {said}");
+    }
+    println!("trust | two processes at a time | {expected} each");
 }
 
 // ------------------------------------------------------------------------------ twins of kernels
@@ -450,4 +475,81 @@ fn a_store_behind_the_cache_is_caught_by_its_red_zone() {
 #[test]
 fn a_grid_made_for_the_first_position_is_caught_at_depth() {
     caught(GRID_OF_THE_FIRST_POSITION, error_at_depth, |error| *error > 1e-7);
+}
+
+// ------------------------------------------------------------------- runs for compute-sanitizer
+
+/// For each way a module with a test a format, that the tools run side by side.
+macro_rules! few_tokens {
+    (@way $way:ident: $($name:ident ($format:ident, $values:ident))*) => {
+        mod $way {
+            use super::*;
+            $(
+                #[test]
+                #[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
+                fn $name() {
+                    let Some(_device) = device() else { return };
+                    few_tokens::$way((QuantFormat::$format, QuantFormat::$values));
+                }
+            )*
+        }
+    };
+    (formats: $($one:ident $format:ident)* ; mixtures: $($two:ident ($a:ident, $b:ident))*) => {
+        few_tokens!(@way chain: $($one ($format, $format))* $($two ($a, $b))*);
+        few_tokens!(@way persistent: $($one ($format, $format))* $($two ($a, $b))*);
+        few_tokens!(@way experts_and_norms: $($one ($format, $format))*);
+        const FEW_TOKENS: &[(&str, format_models::Formats)] = &[
+            $((stringify!($one), (QuantFormat::$format, QuantFormat::$format)),)*
+            $((stringify!($two), (QuantFormat::$a, QuantFormat::$b)),)*
+        ];
+    };
+}
+
+few_tokens! {
+    formats:
+        f32 F32 f16 F16 bf16 Bf16
+        q4_0 Q4_0 q4_1 Q4_1 q5_0 Q5_0 q5_1 Q5_1 q8_0 Q8_0
+        q2_k Q2K q3_k Q3K q4_k Q4K q5_k Q5K q6_k Q6K
+        iq4_nl Iq4Nl iq4_xs Iq4Xs mxfp4 Mxfp4;
+    mixtures:
+        q2_k_q3_k (Q2K, Q3K) q2_k_q4_k (Q2K, Q4K) q3_k_q4_k (Q3K, Q4K) q3_k_q5_k (Q3K, Q5K)
+        q4_k_q6_k (Q4K, Q6K) q5_k_q6_k (Q5K, Q6K) q5_0_q8_0 (Q5_0, Q8_0)
+        iq4_nl_q5_k (Iq4Nl, Q5K) iq4_xs_q5_k (Iq4Xs, Q5K)
+}
+
+/// What has nothing to do with the weights' format.
+mod any_format {
+    use super::*;
+
+    #[test]
+    #[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
+    fn at_depth() {
+        let Some(_device) = device() else { return };
+        few_tokens::at_depth(false);
+    }
+
+    #[test]
+    #[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
+    fn at_depth_persistent() {
+        let Some(_device) = device() else { return };
+        few_tokens::at_depth(true);
+    }
+
+    #[test]
+    #[ignore = "for compute-sanitizer: scripts/sanitize.sh"]
+    fn drawn() {
+        let Some(_device) = device() else { return };
+        few_tokens::drawn();
+    }
+}
+
+#[test]
+fn compute_sanitizer_gets_every_format_and_every_mixture() {
+    let named = |(a, b): format_models::Formats| match (a.suffix(), b.suffix()) {
+        (a, b) if a == b => a.to_owned(),
+        (a, b) => format!("{a}_{b}"),
+    };
+    let all: Vec<_> = format_models::formats().map(|f| (named(f), f)).collect();
+    let listed: Vec<_> = FEW_TOKENS.iter().map(|(name, f)| ((*name).to_owned(), *f)).collect();
+    assert_eq!(listed, all);
 }

@@ -270,11 +270,11 @@ fn a_malformed_file_is_refused_by_class_and_place() {
             "__metadata__",
         ),
         ("S22", file(r#"{"__metadata__":{"a":1}}"#, 0), Defect::BadType, "__metadata__"),
-        ("S23", file(&one(&a.replace("F32", "F33")), 8), Defect::BadType, "tensor a"),
+        ("S23", file(&one(&a.replace("F32", "F33")), 8), Defect::UnknownType, "tensor a"),
         (
             "S23 odd",
             file(&one(&a.replace("F32", "F4").replace("[2]", "[3]").replace("0,8", "0,2")), 2),
-            Defect::ShapeMismatch,
+            Defect::BadShape,
             "tensor a",
         ),
         ("after", file(&format!("{} x", one(&a)), 8), Defect::BadType, "header"),

@@ -72,12 +72,13 @@ impl Keys<'_> {
         value.ok_or_else(|| self.metadata.missing(&self.key(rest)))
     }
 
-    /// A finite number above zero.
+    /// A finite number above zero, and not so small that it has fewer digits than others.
     pub(super) fn positive(&self, rest: &str) -> Result<Option<f32>> {
         let key = self.key(rest);
         match self.metadata.f32_key(&key)? {
-            Some(v) if !(v.is_finite() && v > 0.0) => {
-                Err(self.bad(&key, format!("is {v}, expected a finite number above 0")))
+            Some(v) if !(v.is_normal() && v > 0.0) => {
+                let least = f32::MIN_POSITIVE;
+                Err(self.bad(&key, format!("is {v:e}, expected a finite number from {least:e} on")))
             }
             value => Ok(value),
         }

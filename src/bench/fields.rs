@@ -321,6 +321,8 @@ mod tests {
     fn times_are_written_in_utc() {
         let at = |s| utc(UNIX_EPOCH + Duration::from_secs(s));
         assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        let before = UNIX_EPOCH - Duration::from_secs(86_400);
+        assert_eq!(utc(before), at(0), "a clock that was set back before time began");
         assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(at(1_745_495_830), "2025-04-24T11:57:10Z");

@@ -133,7 +133,8 @@ pub struct Measurement {
     pub test: Test,
     /// `None` when it was not asked for.
     pub warmup: Option<Warmup>,
-    /// Whether gaps are on the device's clock rather than the host's.
+    /// Whether gaps are on the device's clock rather than the host's: that of a device whose clock went
+    /// back is not.
     pub device_clock: bool,
     /// The repetitions that were completed, at least one.
     pub repetitions: Vec<Repetition>,
@@ -188,7 +189,7 @@ impl Measurement {
         for (repetition, r) in self.repetitions.iter().enumerate() {
             let mut at_ns = r.first_ns;
             for (position, &gap) in (self.test.depth + 1..).zip(&r.gaps_ns) {
-                at_ns += gap;
+                at_ns = at_ns.saturating_add(gap);
                 let (ms, at_ms) = (gap as f64 / 1e6, at_ns as f64 / 1e6);
                 if !ordinary.contains(&ms) {
                     let reading = r.span.as_ref().and_then(|s| s.nearest(at_ms)).map(|s| s.reading);
@@ -258,7 +259,8 @@ pub struct Watch<'a> {
 /// [`Error::Interrupted`] if none was.
 ///
 /// # Errors
-/// Those of the session; [`Error::Usage`] for a test without tokens.
+/// Those of the session; [`Error::Usage`] for a test without tokens; [`Error::Verification`] where the
+/// host's clock went back.
 pub fn measure(
     decoders: &mut [&mut dyn Decoder],
     test: Test,
@@ -362,12 +364,22 @@ fn once(
             return Err(Error::Internal(format!("{test} does not fit the session's cache")));
         }
     }
-    let host_ns = |step: usize| at.get(step).map_or(0, |(host, _)| host.as_nanos() as u64);
+    let ns = (end - start).as_nanos() as u64;
+    let host: Vec<u64> = at.iter().map(|(host, _)| host.as_nanos() as u64).collect();
+    // Differences of the host's clock are zero where it went back.
+    if ns == 0 || !host.is_sorted() || host.last().is_some_and(|last| *last > ns) {
+        let what =
+            format!("{test}: the host's clock went back while it was measured: measure again");
+        return Err(Error::Verification(what));
+    }
+    let host_ns = |step: usize| host.get(step).copied().unwrap_or(0);
     let device: Option<Vec<u64>> = at.iter().map(|(_, device_ns)| *device_ns).collect();
+    // A device's clock that went back tells nothing about this repetition.
+    let device = device.filter(|ticks| ticks.is_sorted());
     let device_clock = device.is_some();
-    let ticks = device.unwrap_or_else(|| (0..at.len()).map(host_ns).collect());
+    let ticks = device.unwrap_or_else(|| host.clone());
     let repetition = Repetition {
-        ns: (end - start).as_nanos() as u64,
+        ns,
         first_ns: host_ns(0),
         ttft_ns: host_ns(inputs.len() - 1),
         gaps_ns: ticks.windows(2).map(|w| w[1].saturating_sub(w[0])).collect(),

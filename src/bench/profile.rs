@@ -92,7 +92,8 @@ impl Profile {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when the session keeps no readings; those of [`DecodeSession::decode`].
+    /// [`Error::Usage`] when the session keeps no readings; [`Error::Verification`] when the clock went
+    /// back in all of them; those of [`DecodeSession::decode`].
     pub fn take(session: &mut DecodeSession, first: u32, depth: u32, tokens: u32) -> Result<Self> {
         let run = |session: &mut DecodeSession, n| {
             session.seek(depth, CACHE_SEED)?;
@@ -111,7 +112,8 @@ impl Profile {
     }
 
     /// The profile of a plan from its stamps, `[tokens + 1][steps + 1]` nanoseconds, of the tokens
-    /// from position `first` on. Means are over the half of the tokens whose times lie in the middle.
+    /// from position `first` on. Means are over the half of the tokens whose times lie in the middle;
+    /// a token in which the clock went back is left out.
     fn of_stamps(
         plan: &DecodePlan,
         kernel: &dyn Fn(&Step) -> String,
@@ -124,6 +126,11 @@ impl Profile {
             rows.windows(2).map(|pair| (pair[0], pair[1][0])).collect();
         if tokens.is_empty() {
             return Err(Error::Usage("a profile needs two tokens at least".to_owned()));
+        }
+        tokens.retain(|(row, next)| row.is_sorted() && row.last() <= Some(next));
+        if tokens.is_empty() {
+            let what = "the clock went back in every token that was profiled: profile again";
+            return Err(Error::Verification(what.to_owned()));
         }
         let back = tokens.len().saturating_sub(TIMELINE_TOKENS);
         let timeline = timeline(&tokens[back..]);

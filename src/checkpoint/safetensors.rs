@@ -245,7 +245,12 @@ fn place(
                 let why = format!("the size of {:?} is beyond 64 bits", entry.shape);
                 return bad(Defect::SizeOverflow, why);
             }
-            Some(bits) if bits % 8 != 0 || bits / 8 != to - from => {
+            Some(bits) if bits % 8 != 0 => {
+                let (shape, dtype) = (&entry.shape, entry.dtype);
+                let why = format!("{shape:?} of {dtype} are {bits} bits, no whole bytes");
+                return bad(Defect::BadShape, why);
+            }
+            Some(bits) if bits / 8 != to - from => {
                 let (shape, dtype) = (&entry.shape, entry.dtype);
                 let why =
                     format!("{shape:?} of {dtype} are {bits} bits, its data {} bytes", to - from);
@@ -277,7 +282,10 @@ fn entries(path: &Path, text: &str) -> Result<Vec<(String, Entry)>> {
             text.split_inclusive('\n').take(e.line().saturating_sub(1)).map(str::len).sum();
         let offset = 8 + (before + e.column().saturating_sub(1)) as u64;
         let (defect, at) = found.take().unwrap_or((Defect::BadType, "header".to_owned()));
-        Error::invalid(path, at, Some(offset), defect, e.to_string())
+        let why = e.to_string();
+        // Of an entry's parts only its type is one of several names.
+        let defect = if why.starts_with("unknown variant") { Defect::UnknownType } else { defect };
+        Error::invalid(path, at, Some(offset), defect, why)
     })
 }
 

@@ -6,6 +6,7 @@
 //! level and SentencePiece with byte fallback.
 
 use super::byte_level::Alphabet;
+use super::pattern::is_linear;
 use super::special::SpecialTokens;
 use super::vocabulary::{byte_value, ends_text};
 use super::{Model, Tokenizer, spm};
@@ -172,6 +173,23 @@ fn check(path: &Path, shape: &Shape) -> Result<()> {
         let why = format!("{steps} values describe how text is cut, at most {STEP_CAP} are read");
         return Err(Error::invalid(path, "pre_tokenizer", None, Defect::BadCount, why));
     }
+    for (at, value) in [
+        ("normalizer", &shape.normalizer),
+        ("pre_tokenizer", &shape.pre_tokenizer),
+        ("decoder", &shape.decoder),
+    ] {
+        if let Some(pattern) = patterns(value).into_iter().find(|p| !is_linear(p)) {
+            return Err(Error::Unsupported {
+                path: path.to_owned(),
+                at: at.to_owned(),
+                what: format!("the pattern \"{}\"", pattern.escape_debug()),
+                instead:
+                    "patterns without looks around (but for the alternative \\s+(?!\\S)), back \
+                          references and atomic groups are; token ids can be given instead of text"
+                        .to_owned(),
+            });
+        }
+    }
     let mut ids = HashSet::new();
     match shape.added_tokens.iter().find(|t| !ids.insert(t.id)) {
         Some(twice) => {
@@ -187,6 +205,18 @@ fn count(value: &Value) -> usize {
         Value::Array(items) => items.iter().map(count).sum(),
         Value::Object(items) => items.values().map(count).sum(),
         _ => 0,
+    }
+}
+
+/// Every text under `"Regex"` in `value`.
+fn patterns(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(patterns).collect(),
+        Value::Object(items) => {
+            let own = items.get("Regex").and_then(Value::as_str);
+            own.into_iter().chain(items.values().flat_map(patterns)).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -21,6 +21,7 @@ mod byte_level;
 mod chat;
 mod json;
 mod load;
+mod pattern;
 mod pretokenize;
 mod source;
 mod special;

@@ -6,7 +6,7 @@
 
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::cuda::bind::Want;
-use decode_graph::cuda::driver::{Context, Stream};
+use decode_graph::cuda::driver::{Context, DeviceMemory, Stream};
 use decode_graph::cuda::step_state::StepState;
 use decode_graph::cuda::{BoundPlan, CapturedGraph, kernels};
 use decode_graph::error::Result;
@@ -172,6 +172,23 @@ pub(crate) fn one_hash(
     let other = hashes.iter().position(|h| *h != first);
     assert_eq!(other, None, "a run with another hash than the first");
     Ok(first)
+}
+
+/// With a device's memory held elsewhere but for `left` bytes there is no session, and the parts of
+/// what it needs are told; when it is given back there is.
+pub(crate) fn memory_held_elsewhere(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    options: &SessionOptions,
+    left: u64,
+) -> Result<()> {
+    let bytes = context.memory()?.0 - left;
+    let held = DeviceMemory::alloc(context, "held elsewhere", bytes)?;
+    let refused = DecodeSession::new(checkpoint, options, &mut |_, _| {}).map(drop).unwrap_err();
+    assert_eq!(refused.exit_code(), 6, "{refused}");
+    assert!(refused.to_string().contains("KV cache"), "{refused}");
+    drop(held);
+    DecodeSession::new(checkpoint, options, &mut |_, _| {})?.feed(1).map(drop)
 }
 
 /// Replays steps whose position or token is out of range: each sets its status, moves nothing on,

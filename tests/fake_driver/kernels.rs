@@ -10,7 +10,7 @@ use decode_graph::ops::fused::{
 };
 use decode_graph::ops::{
     Activation, Add, Argmax, Attention, Embed, ExpertGateUp, ExpertMatVec, ExpertSum, Glu,
-    KvAppend, KvType, MatVec, Op, RmsNorm, Rope, Softcap, TopK,
+    KvAppend, KvType, MatVec, Op, RmsNorm, Rope, Sample, Sampling, Softcap, TopK,
 };
 use decode_graph::plan::{CacheSpec, PlanBuilder};
 use decode_graph::quant::{QuantFormat, RowOrder};
@@ -64,7 +64,7 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         eprintln!("the fake driver knows no kernel {name}: give it an arm in kernels.rs");
         return Err(code::NOT_FOUND);
     };
-    let chooses = matches!(op, "argmax" | "lm_head");
+    let chooses = matches!(op, "argmax" | "lm_head" | "sample");
     let within =
         step.position < step.capacity || chooses && s.plant == Some(Plant::CapacityIgnored);
     let active = step.status == 0 && within && step.token < step.vocab;
@@ -241,13 +241,38 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
             let (state, s) = k.compute_choice(op, logits)?;
             advance(s, step_address, forced, ring, Some(state))
         }
+        "sample" => {
+            let (logits, forced, ring, vocab) = (k.address(), k.address(), k.address(), k.u32());
+            let step_address = node.args[0];
+            if !active {
+                return advance(k.s, step_address, forced, ring, None);
+            }
+            let fraction = |bits: u32| (f64::from(bits) / f64::from(1u32 << 31)) as f32;
+            let sampling = Sampling {
+                temperature: temperature(k.f32()),
+                top_k: k.u32(),
+                top_p: fraction(k.u32()),
+                min_p: fraction(k.u32()),
+                seed: u64::from(k.u32()) | u64::from(k.u32()) << 32,
+            };
+            let logits = k.buf(logits, vocab);
+            let (memory, s) = k.compute(Op::Sample(Sample { logits, vocab, sampling }))?;
+            advance(s, step_address, forced, ring, Some(memory.state))
+        }
         _ => Err(code::NOT_FOUND),
     }
 }
 
+/// The temperature of which `scale` is log₂e / T, to the last bit where there is one.
+fn temperature(scale: f32) -> f32 {
+    let near = std::f32::consts::LOG2_E / scale;
+    let exact = |t: &f32| std::f32::consts::LOG2_E / t == scale;
+    [near, near.next_down(), near.next_up()].into_iter().find(exact).unwrap_or(near)
+}
+
 /// The op and the weight formats that a kernel's name says.
 fn split(name: &str) -> Option<(&str, Vec<QuantFormat>)> {
-    const OPS: [&str; 22] = [
+    const OPS: [&str; 23] = [
         "expert_gate_up",
         "norm_add",
         "softcap",
@@ -263,6 +288,7 @@ fn split(name: &str) -> Option<(&str, Vec<QuantFormat>)> {
         "kv_append",
         "attention",
         "argmax",
+        "sample",
         "embed",
         "matvec",
         "o_proj",

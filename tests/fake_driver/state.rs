@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     Later { nth: usize, code: u32 },
     /// From the `nth` launch on nothing completes.
     Hang { nth: usize },
+    /// Before the `nth` launch the device's clock goes back to half.
+    ClockBack { nth: usize },
 }
 
 /// What is allocated or open.
@@ -443,6 +445,7 @@ impl State {
                     return Ok(());
                 }
                 Fault::Hang { nth: n } if nth >= n => self.hung = true,
+                Fault::ClockBack { nth: n } if n == nth => self.clock /= 2,
                 _ => {}
             }
         }

@@ -1,6 +1,7 @@
 //! Small models whose plans call every kernel that has weights, in every format and in every mixture
 //! of formats that has a kernel of its own.
 #![allow(clippy::unwrap_used)] // A wrong builder is a wrong test.
+#![allow(dead_code)] // Each test file uses its own part.
 
 use crate::small_model::{Key, SmallModel};
 use decode_graph::arch::{PlanOptions, record};
@@ -28,14 +29,19 @@ fn steps(arch: &str) -> &'static [&'static str] {
     }
 }
 
+/// Of all matrices but the values, and of the values.
+pub(crate) type Formats = (QuantFormat, QuantFormat);
+
+/// Every format, and every mixture that has a kernel.
+pub(crate) fn formats() -> impl Iterator<Item = Formats> + Clone {
+    QuantFormat::ALL.into_iter().map(|f| (f, f)).chain(Qkv::MIXED)
+}
+
 /// Architecture, formats of (everything, values), model: each for its fused plan.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, String, Checkpoint)> {
-    let equal = QuantFormat::ALL.into_iter().map(|f| (f, f));
-    let pairs = equal.chain(Qkv::MIXED).collect::<Vec<_>>();
-    let each = |arch| pairs.clone().into_iter().map(move |pair| (arch, pair));
-    let all: Vec<_> = ARCHITECTURES.into_iter().flat_map(each).collect();
-    all.into_iter().map(|(arch, (format, values))| {
-        let model = model(arch, format, values).open(tempfile::tempdir().unwrap().path());
+    let each = |arch| formats().map(move |pair| (arch, pair));
+    ARCHITECTURES.into_iter().flat_map(each).map(|(arch, (format, values))| {
+        let model = model(arch, (format, values)).open(tempfile::tempdir().unwrap().path());
         let plan = fuse(&record(&model, PlanOptions { capacity: 64, kv: KvType::F16 }).unwrap());
         for step in steps(arch) {
             let there = plan.steps.iter().any(|s| s.label == format!("L01.{step}"));
@@ -45,7 +51,8 @@ pub(crate) fn all() -> impl Iterator<Item = (&'static str, String, Checkpoint)> 
     })
 }
 
-fn model(arch: &'static str, format: QuantFormat, values: QuantFormat) -> SmallModel {
+/// One of [`ARCHITECTURES`].
+pub(crate) fn model(arch: &str, (format, values): Formats) -> SmallModel {
     let heads = (WIDTH / HEAD) as u32;
     let mut model = SmallModel::new(arch, format).widen(heads);
     for layer in 0..2 {

@@ -24,7 +24,35 @@ pub(crate) fn watch() {
     WATCHED.store(true, Ordering::SeqCst);
 }
 
+/// What `work` makes. A signal ends the program at once meanwhile, since `work` asks nobody: it must
+/// leave nothing half done.
+pub(crate) fn at_once<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let watched = WATCHED.swap(false, Ordering::SeqCst);
+    if requested() {
+        return Err(Error::Interrupted);
+    }
+    let made = work();
+    WATCHED.store(watched, Ordering::SeqCst);
+    made
+}
+
 /// Whether the user wants an end.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_asks_nobody_is_not_begun_after_a_signal_and_not_waited_for() {
+        watch();
+        let seen = at_once(|| Ok(WATCHED.load(Ordering::SeqCst)));
+        assert!(!seen.unwrap(), "a signal would wait for the work");
+        assert!(WATCHED.load(Ordering::SeqCst), "as before");
+        REQUESTED.store(true, Ordering::SeqCst);
+        assert!(matches!(at_once(|| -> Result<()> { panic!("begun") }), Err(Error::Interrupted)));
+        REQUESTED.store(false, Ordering::SeqCst);
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::args::{Backend, EngineArgs, Kv, ModeArg, ModelArgs};
 use crate::environment::Environment;
+use crate::interrupt;
 use crate::output::note;
 use crate::progress::Progress;
 use decode_graph::checkpoint::{Checkpoint, SyntheticSpec};
@@ -88,7 +89,9 @@ pub(crate) fn open(
     environment: &Environment,
 ) -> Result<DecodeSession> {
     let bar = Progress::bytes("loading", environment);
-    let mut session = DecodeSession::new(model, options, &mut |done, total| bar.set(done, total))?;
+    let mut session = interrupt::at_once(|| {
+        DecodeSession::new(model, options, &mut |done, total| bar.set(done, total))
+    })?;
     if options.debug != DebugLevel::Off {
         session.debug_to(Box::new(std::io::stderr()));
     }

@@ -10,8 +10,7 @@ use cust::error::CudaError;
 use once_cell::sync::OnceCell;
 
 use super::abi::Handle;
-use super::status;
-use super::{api, shim};
+use super::{api, fork, shim, status};
 use crate::error::{Error, Result};
 
 /// Device attributes (CUdevice_attribute) by number: an enum of one CUDA version lacks later ones.
@@ -47,6 +46,7 @@ fn init() -> Result<()> {
     if let Err(why) = shim::driver_status() {
         return Err(Error::NoDevice(why.to_owned()));
     }
+    fork::refuse()?;
     // Asked with a `u32` result first: cust reads the code into an enum that lacks newer ones.
     // SAFETY: no conditions.
     let code = unsafe { api::cuInit(0) };
@@ -58,6 +58,7 @@ fn init() -> Result<()> {
             return Err(Error::NoDevice(format!("cuInit failed: {name} ({code})")));
         }
     }
+    fork::watch();
     cust::init(cust::CudaFlags::empty()).map_err(|e| from_cust("initialisation", "cuInit", e))
 }
 
@@ -309,8 +310,9 @@ struct Lost {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A lost context is left to the end of the process: releasing it may not return.
-        if self.lost.get().is_none() {
+        // A lost context is left to the end of the process: releasing it may not return. A child's
+        // is its parent's.
+        if self.lost.get().is_none() && fork::refuse().is_ok() {
             // SAFETY: dropped only here, and not used after.
             unsafe { ManuallyDrop::drop(&mut self.primary) };
         }
@@ -387,6 +389,7 @@ impl Context {
         if let Some(lost) = self.inner.lost.get() {
             return Err(lost_before(lost));
         }
+        fork::refuse()?;
         if CURRENT.get() == self.inner.id {
             return Ok(());
         }
@@ -429,6 +432,8 @@ impl Context {
 
     #[cold]
     fn fail(&self, at: &str, call: &'static str, code: u32) -> Error {
+        // It may have failed because other code of this thread made another context current.
+        CURRENT.set(0);
         let error = status::error(at, call, code);
         if let Error::Driver { fatal: true, .. } = error {
             let _ = self.inner.lost.set(Lost { at: at.to_owned(), call, code });

@@ -8,6 +8,7 @@
 //! | `calls` | how many driver calls, captures and allocations this thread made |
 //! | `status` | a result code becomes an [`Error`](crate::error::Error): no device, out of memory, recoverable, capture, fatal |
 //! | `context` | initialisation, devices, the primary context; frozen, capturing and lost states |
+//! | `fork` | a child process has none of it, and is told so |
 //! | `memory` | device memory |
 //! | `host_memory` | page-locked host memory, plain and mapped into the device |
 //! | `stream` | streams and events |
@@ -28,6 +29,7 @@ pub mod api;
 pub mod calls;
 mod capture;
 mod context;
+mod fork;
 mod graph;
 mod host_memory;
 mod launch;
