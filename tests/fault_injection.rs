@@ -59,6 +59,7 @@ fn life(checkpoint: &Checkpoint, options: &SessionOptions) -> Result<Seen> {
     let (keys, values) = session.cache(1)?;
     session.stamps(2)?;
     session.outputs(1, 1)?;
+    session.overhead(1, 2)?;
     Ok(Seen { tokens, logits, keys: bits(&keys), values: bits(&values) })
 }
 

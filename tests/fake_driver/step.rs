@@ -1,6 +1,6 @@
 //! The end of a step, as the last kernel of a token makes it.
 
-use super::plants::Plant;
+use super::plants::{LATE, Plant};
 use super::state::State;
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::HostState;
@@ -53,6 +53,26 @@ pub(super) fn advance(
     let behind = u32::from(s.plant == Some(Plant::RingOneStepBehind));
     let slot = ring + 16 * u64::from(steps % RING_SLOTS);
     let clock = s.clock;
+    let entry = u64::from(steps + 1 - behind) << 32 | u64::from(entry);
+    if s.plant == Some(Plant::LateToken) {
+        late(s.on_host(slot), [entry, clock]);
+        return Ok(());
+    }
     s.write(slot + 8, &clock.to_le_bytes())?;
-    s.write(slot, &(u64::from(steps + 1 - behind) << 32 | u64::from(entry)).to_le_bytes())
+    s.write(slot, &entry.to_le_bytes())
+}
+
+/// Writes a slot of the ring, at `address` of the host, later.
+fn late(address: u64, [entry, clock]: [u64; 2]) {
+    std::thread::spawn(move || {
+        std::thread::sleep(LATE);
+        let slot = address as *mut u64;
+        // SAFETY: the ring lives as long as its session, which the test keeps until it has seen the
+        // token; the host only reads here, whole words.
+        unsafe {
+            slot.add(1).write_volatile(clock);
+            std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+            slot.write_volatile(entry);
+        }
+    });
 }
