@@ -358,11 +358,8 @@ mod tests {
     #[test]
     fn every_key_of_ours_is_explained() {
         let rows = include_str!("fields.rs").lines().filter(|l| l.starts_with("//! | `"));
-        let named = rows.filter_map(|row| row.split(" | ").next());
-        let mut named: Vec<&str> = named
-            .flat_map(|keys| keys[4..].trim().split(' '))
-            .map(|k| k.trim_matches('`'))
-            .collect();
+        let keys = rows.filter_map(|row| row.split(" | ").nth(1)).flat_map(|keys| keys.split(' '));
+        let mut named: Vec<&str> = keys.map(|key| key.trim_matches('`')).collect();
         let x = record().extension();
         let mut keys: Vec<&str> = x.as_object().unwrap().keys().map(String::as_str).collect();
         (named.sort_unstable(), keys.sort_unstable());
