@@ -5,7 +5,7 @@
 #   scripts/sanitize.sh OUT DECODE_BENCH [GPU_TRUST]
 #
 # DECODE_BENCH: `generate` on tiny models of every mixture of types, as a graph and launch by launch
-# (GPU_DEBUG=1), with and without --persistent. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
+# (GPU_DEBUG=1), with --chain and with --persistent. GPU_TRUST (tests/gpu_trust.rs): its ignored tests
 # every_format_in_few_tokens…, which have also the types without a mixture of their own, plain plans and
 # red zones. Logs under OUT; a table of errors by tool last; exit 1 where there is an error, 2 where a
 # run did not come to its end.
@@ -43,7 +43,7 @@ one() {
     else
         command=("$bench" generate --synthetic "tiny:$type" --backend cuda
             --prompt-ids 1,2,3 -n 4 --ignore-eos -o json)
-        [[ $way == *-persistent ]] && command+=(--persistent)
+        [[ $way == *-persistent ]] && command+=(--persistent) || command+=(--chain)
         [[ $way == eager* ]] && debug=1
     fi
     GPU_DEBUG=$debug timeout "$limit" "$sanitizer" --tool "$tool" "${flags[@]}" "${command[@]}" \

@@ -16,7 +16,7 @@ use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{BackendChoice, DecodeSession, Mode, SessionOptions};
 use decode_graph::verify::{Departure, first_departure};
-use fake_driver::{Fake, LATE, Plant};
+use fake_driver::{Fake, Plant};
 use small_model::{Key, SmallModel};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ fn plan(model: &Checkpoint) -> DecodePlan {
 }
 
 fn engine(model: &Checkpoint) -> Result<CudaEngine> {
-    CudaEngine::new(model, &plan(model), CudaOptions::default(), &mut |_, _| {})
+    let options = CudaOptions { persistent: false, ..CudaOptions::default() };
+    CudaEngine::new(model, &plan(model), options, &mut |_, _| {})
 }
 
 fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
@@ -43,6 +44,7 @@ fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
         backend: BackendChoice::Cuda,
         capacity: 64,
         trace,
+        persistent: false,
         ..SessionOptions::default()
     };
     DecodeSession::new(model, &options, &mut |_, _| {}).unwrap()
@@ -149,19 +151,19 @@ fn host_time_is_what_is_not_spent_waiting_for_a_token() {
     let wall = start.elapsed();
     let host = Duration::from_secs_f64(overhead.host_us * 1e-6 * f64::from(tokens));
     // All four are launched ahead; each of the two runs waits for the last one's entry.
-    assert!(host > Duration::ZERO && wall >= 2 * LATE, "{host:?} of {wall:?}");
-    assert!(host + 2 * LATE * 9 / 10 <= wall, "{host:?} of {wall:?} are not spent waiting");
+    assert!(host > Duration::ZERO && wall >= 2 * Plant::LATE, "{host:?} of {wall:?}");
+    assert!(host + 2 * Plant::LATE * 9 / 10 <= wall, "{host:?} of {wall:?} are not spent waiting");
 
     // A launch that takes its time is the host's.
     fake.plant(None);
     fake.run_kernels_by(Some(Arc::new(|name, _, _| {
         if name.starts_with("lm_head") {
-            std::thread::sleep(LATE / 10);
+            std::thread::sleep(Plant::LATE / 10);
         }
         None
     })));
     let overhead = session.overhead(1, tokens).unwrap().unwrap();
-    assert!(overhead.host_us >= LATE.as_secs_f64() * 1e5, "{overhead:?}");
+    assert!(overhead.host_us >= Plant::LATE.as_secs_f64() * 1e5, "{overhead:?}");
 }
 
 #[test]
@@ -189,7 +191,7 @@ fn the_relaunch_gap_lies_between_the_ends_of_two_graphs_and_leaves_the_session_a
     }
     assert_eq!(tokens[0], tokens[1]);
 
-    let options = SessionOptions { capacity: 8, ..SessionOptions::default() };
+    let options = SessionOptions { capacity: 8, persistent: false, ..SessionOptions::default() };
     let made = |backend, mode| {
         let options = SessionOptions { backend, mode, ..options.clone() };
         DecodeSession::new(&model, &options, &mut |_, _| {}).unwrap()
@@ -229,6 +231,7 @@ fn departure(plant: Option<Plant>, bound: f64) -> Option<Departure> {
         backend,
         capacity: 64,
         kv: Some(KvType::F16),
+        persistent: false,
         ..SessionOptions::default()
     };
     let [mut device, mut reference] = [BackendChoice::Cuda, BackendChoice::Cpu]

@@ -362,7 +362,8 @@ mod tests {
         let mut named: Vec<&str> = keys.map(|key| key.trim_matches('`')).collect();
         let x = record().extension();
         let mut keys: Vec<&str> = x.as_object().unwrap().keys().map(String::as_str).collect();
-        (named.sort_unstable(), keys.sort_unstable());
+        named.sort_unstable();
+        keys.sort_unstable();
         assert_eq!(named, keys);
     }
 

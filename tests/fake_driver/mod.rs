@@ -26,7 +26,7 @@ mod step;
 mod table;
 mod tiles;
 
-pub(crate) use plants::{LATE, Plant};
+pub(crate) use plants::Plant;
 pub(crate) use state::{Fault, Live, Runner};
 
 use parking_lot::{Mutex, MutexGuard};

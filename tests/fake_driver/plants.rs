@@ -4,9 +4,6 @@ use super::state::Node;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Delay of [`Plant::LateToken`]: shorter than a wait after which the driver is asked.
-pub(crate) const LATE: Duration = Duration::from_millis(10);
-
 /// A known failure of such systems, to be found by the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plant {
@@ -52,10 +49,15 @@ pub(crate) enum Plant {
     OutputOverrun,
     /// Keys and values are also written one row behind the cache.
     CacheOverrun,
-    /// No failure: the host sees a token only [`LATE`] after it was chosen.
+    /// No failure: the host sees a token only [`Plant::LATE`] after it was chosen.
     LateToken,
     /// Attention covers the positions that there were at the graph's first replay.
     GridFromPosition,
+}
+
+impl Plant {
+    /// Delay of [`Plant::LateToken`]: shorter than a wait after which the driver is asked.
+    pub(crate) const LATE: Duration = Duration::from_millis(10);
 }
 
 /// What plants remember from one kernel to the next.

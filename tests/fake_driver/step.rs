@@ -1,6 +1,6 @@
 //! The end of a step, as the last kernel of a token makes it.
 
-use super::plants::{LATE, Plant};
+use super::plants::Plant;
 use super::state::State;
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::HostState;
@@ -65,7 +65,7 @@ pub(super) fn advance(
 /// Writes a slot of the ring, at `address` of the host, later.
 fn late(address: u64, [entry, clock]: [u64; 2]) {
     std::thread::spawn(move || {
-        std::thread::sleep(LATE);
+        std::thread::sleep(Plant::LATE);
         let slot = address as *mut u64;
         // SAFETY: the ring lives as long as its session, which the test keeps until it has seen the
         // token; the host only reads here, whole words.
