@@ -20,7 +20,7 @@ use fake_driver::{Fake, Plant};
 use small_model::{Key, SmallModel};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn model() -> Checkpoint {
     let mut m = SmallModel::new("llama", QuantFormat::Q8_0);
@@ -146,13 +146,17 @@ fn host_time_is_what_is_not_spent_waiting_for_a_token() {
     let fake = Fake::new();
     let mut session = session(&model(), false);
     fake.plant(Some(Plant::LateToken));
-    let (tokens, start) = (4, Instant::now());
-    let overhead = session.overhead(1, tokens).unwrap().unwrap();
-    let wall = start.elapsed();
-    let host = Duration::from_secs_f64(overhead.host_us * 1e-6 * f64::from(tokens));
-    // All four are launched ahead; each of the two runs waits for the last one's entry.
-    assert!(host > Duration::ZERO && wall >= 2 * Plant::LATE, "{host:?} of {wall:?}");
-    assert!(host + 2 * Plant::LATE * 9 / 10 <= wall, "{host:?} of {wall:?} are not spent waiting");
+    let tokens = 2;
+    let measured = |_| {
+        let start = Instant::now();
+        let overhead = session.overhead(1, tokens).unwrap().unwrap();
+        // Both are launched ahead; each of the two runs waits for the last one's entry.
+        assert!(start.elapsed() >= 2 * Plant::LATE, "{:?}", start.elapsed());
+        overhead.host_us * f64::from(tokens)
+    };
+    // Of several, as a machine that does other things too makes a host slow at times.
+    let host_us = (0..5).map(measured).fold(f64::INFINITY, f64::min);
+    assert!(host_us > 0.0 && host_us < Plant::LATE.as_secs_f64() * 0.5e6, "{host_us} us");
 
     // A launch that takes its time is the host's.
     fake.plant(None);

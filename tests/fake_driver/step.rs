@@ -4,6 +4,7 @@ use super::plants::Plant;
 use super::state::State;
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::HostState;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The step state at `address`.
 pub(super) fn read_step(s: &State, address: u64) -> Result<StepState, u32> {
@@ -66,13 +67,10 @@ pub(super) fn advance(
 fn late(address: u64, [entry, clock]: [u64; 2]) {
     std::thread::spawn(move || {
         std::thread::sleep(Plant::LATE);
-        let slot = address as *mut u64;
         // SAFETY: the ring lives as long as its session, which the test keeps until it has seen the
-        // token; the host only reads here, whole words.
-        unsafe {
-            slot.add(1).write_volatile(clock);
-            std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-            slot.write_volatile(entry);
-        }
+        // token; host and device reach it word by word.
+        let slot = unsafe { std::slice::from_raw_parts(address as *const AtomicU64, 2) };
+        slot[1].store(clock, Ordering::Relaxed);
+        slot[0].store(entry, Ordering::Release);
     });
 }
