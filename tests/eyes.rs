@@ -132,7 +132,7 @@ fn a_profile_takes_the_stamps_off_and_sums_up_to_the_plain_replay() {
     let steps = session.plan().steps.len() as f64;
     assert!((profile.token_us - (2.0 * steps + 1.0)).abs() < 1e-9, "{}", profile.token_us);
     // On this driver a step is a microsecond, and nothing lies between two tokens.
-    profile.reconcile(steps);
+    profile.reconcile(steps, None);
     assert!((profile.stamp_us - 1.0).abs() < 1e-9, "{}", profile.stamp_us);
     assert!(profile.steps.iter().all(|s| (s.time_us - 1.0).abs() < 1e-9));
     assert!((profile.sum_us() - steps).abs() < 1e-9);

@@ -193,7 +193,7 @@ fn one(
 }
 
 /// What a token of `test` costs beside its kernels, measured after it: nothing of it is in its times.
-fn overhead(session: &mut DecodeSession, test: Test) -> Result<Option<Overhead>> {
+pub(crate) fn overhead(session: &mut DecodeSession, test: Test) -> Result<Option<Overhead>> {
     let tokens = test.steps().min(OVERHEAD_TOKENS);
     let measured = session.seek(test.depth, 0).and_then(|()| session.overhead(FIRST, tokens));
     match measured {
