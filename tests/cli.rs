@@ -58,6 +58,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         "run --synthetic tiny --backend cpu -ctk f16 -ctv f32",
         "generate --synthetic tiny",
         "generate --prompt-ids 1",
+        "generate --synthetic tiny --backend cpu -p hello",
         "generate --synthetic tiny --prompt-ids 1 --temp nan",
         "generate --synthetic tiny --prompt-ids 1 --temp 1 --min-p 2",
         "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",

@@ -65,7 +65,7 @@ fn plain(session: &mut DecodeSession, depth: u32, n_gen: u32) -> Result<f64> {
     let test = Test { n_prompt: 0, n_gen, depth };
     let repeat = Repeat { times: 5, max_noise: None, most: 5, warmup: true, delay: Duration::ZERO };
     let mut watch =
-        Watch { stop: &crate::interrupt::requested, progress: &mut || (), monitor: None };
+        Watch { stop: &crate::interrupt::requested, progress: &mut |_| (), monitor: None };
     let all = measure(&mut [session], test, repeat, &mut watch)?;
     let times = all.iter().flat_map(|m| m.token_ms());
     Ok(Sorted::new(times).median().unwrap_or(0.0) * 1e3)

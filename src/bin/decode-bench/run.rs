@@ -71,7 +71,8 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
         let base = measurements[0].clone();
         for ((setup, session), m) in setups.iter().zip(&mut sessions).zip(measurements) {
             let pair = (setup.mode != setups[0].mode).then(|| Pair::of(&setups[0].mode, &base, &m));
-            let beside = if cut { None } else { overhead(session, test)? };
+            let beside =
+                if cut || interrupt::requested() { None } else { overhead(session, test)? };
             reports.row(&Record::new(setup.clone(), session.plan(), m, pair, beside))?;
         }
         if cut {
@@ -181,9 +182,11 @@ fn one(
     let total = u64::from(test.steps()) * u64::from(repeat.times) * sessions.len() as u64;
     let bar = Progress::tokens(test.to_string(), environment, total);
     let mut tokens = 0;
-    let mut progress = || {
+    let mut progress = |is_measured| {
         tokens += 1;
-        bar.step();
+        if is_measured {
+            bar.step();
+        }
     };
     let mut watch = Watch { stop: &interrupt::requested, progress: &mut progress, monitor };
     let mut decoders: Vec<&mut dyn Decoder> =
