@@ -53,8 +53,8 @@ for shape in ${CAPTURED:-llama-3.2-1b:q4_k_m qwen3-8b:q4_k_m gemma-3-270m:q4_k_m
     for way in chain persistent; do
         check "captured-$name-$way" "$bench" graph --synthetic "$shape" --captured "--$way"
         check "profile-$name-$way" "$bench" profile --synthetic "$shape" --backend cuda "--$way"
-        # 10,220 gaps between tokens; host time, relaunch gap and memory are in it too.
-        check "replays-$name-$way" "$bench" run --synthetic "$shape" --backend cuda "--$way" -n 512 -r 20 -o json
+        # 10,000 gaps between tokens; host time, relaunch gap and memory are in it too.
+        check "replays-$name-$way" "$bench" run --synthetic "$shape" --backend cuda "--$way" -n 101 -r 100 -o json
     done
 done
 check doctor "$bench" doctor --backend cuda
