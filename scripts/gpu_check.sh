@@ -50,9 +50,14 @@ for shape in $shapes; do
 done
 for shape in ${CAPTURED:-llama-3.2-1b:q4_k_m qwen3-8b:q4_k_m gemma-3-270m:q4_k_m}; do
     name=${shape//[:.]/-}
-    check "captured-$name" "$bench" graph --synthetic "$shape" --captured
-    check "profile-$name" "$bench" profile --synthetic "$shape" --backend cuda
+    for way in chain persistent; do
+        check "captured-$name-$way" "$bench" graph --synthetic "$shape" --captured "--$way"
+        check "profile-$name-$way" "$bench" profile --synthetic "$shape" --backend cuda "--$way"
+        # 10,000 gaps between tokens; host time, relaunch gap and memory are in it too.
+        check "replays-$name-$way" "$bench" run --synthetic "$shape" --backend cuda "--$way" -n 101 -r 100 -o json
+    done
 done
+check doctor "$bench" doctor --backend cuda
 check bisect-tiny "$bench" verify --synthetic tiny --backend cuda --bisect
 check run-both "$bench" run --synthetic llama-3.2-1b:q4_k_m --backend cuda --mode both -n 1024 -r 5 -v
 check draw "$bench" generate --synthetic llama-3.2-1b:q4_k_m --backend cuda --prompt-ids 1,2,3 --temp 0.8 -n 64 --ignore-eos -o json

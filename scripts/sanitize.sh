@@ -10,7 +10,7 @@
 #   persistent         the persistent kernel
 #   experts_and_norms  experts, norms of heads, GELU
 #   any_format         attention at depth, by both; tokens drawn
-# DECODE_BENCH: `generate` on tiny models of TYPES, with GPU_DEBUG=0 and 1, with and without --persistent.
+# DECODE_BENCH: `generate` on tiny models of TYPES, with GPU_DEBUG=0 and 1, with --chain and with --persistent.
 # All runs first go without a tool, which shows that they pass and fills the driver's cache of compiled
 # kernels. Logs under OUT; a table by tool and way last. Exit 1 where there is an error, 2 where a run did
 # not come to its end or looked at nothing.
@@ -46,7 +46,7 @@ one() {
     if [ "$way" = generate ]; then
         command=("$bench" generate --synthetic "tiny:${name%%-*}" --backend cuda
             --prompt-ids 1,2,3 -n 4 --ignore-eos -o json)
-        [[ $name == *-persistent ]] && command+=(--persistent)
+        [[ $name == *-persistent ]] && command+=(--persistent) || command+=(--chain)
         [[ $name == *-eager* ]] && debug=1
     else
         command=("$trust" --ignored --exact --nocapture --test-threads=1 "$way::$name")

@@ -68,6 +68,49 @@ pub struct EngineStats {
     pub jit_seconds: f64,
     /// Capture and instantiation, seconds.
     pub capture_seconds: f64,
+    /// Memory of the device; `None` on the CPU.
+    pub memory: Option<MemoryUse>,
+}
+
+/// Device memory of an engine, bytes: planned before anything is allocated, and taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights.
+    pub weights: u64,
+    /// Keys and values of all layers.
+    pub kv: u64,
+    /// Workspace.
+    pub workspace: u64,
+    /// Step state, forced tokens, program and mail of the persistent kernel.
+    pub other: u64,
+    /// What the driver had less of, for all processes, once the engine was made: also code, the
+    /// graph, and what allocations are rounded up to.
+    pub taken: u64,
+}
+
+impl MemoryUse {
+    /// Sum of the parts.
+    pub fn planned(&self) -> u64 {
+        self.weights + self.kv + self.workspace + self.other
+    }
+
+    /// (taken − planned) / planned, %.
+    pub fn excess_percent(&self) -> f64 {
+        100.0 * (self.taken as f64 / self.planned().max(1) as f64 - 1.0)
+    }
+}
+
+/// What a token costs beside the work of its kernels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Overhead {
+    /// Tokens that it was measured on.
+    pub tokens: u32,
+    /// The issuing thread's time a token, mean, microseconds: launching, reading the ring, the loop;
+    /// not the time that it polls for a token that is not there yet.
+    pub host_us: f64,
+    /// From the end of a token's graph to the begin of the next one's on the device's clock, median,
+    /// microseconds; `None` where there is no graph, or no second token.
+    pub relaunch_us: Option<f64>,
 }
 
 /// A token as it was chosen.
@@ -118,6 +161,9 @@ pub(crate) trait Engine {
     /// The clock before the first step and at the end of each, `[tokens][steps + 1]` nanoseconds, of
     /// the last `tokens` tokens, oldest first; empty where none are kept.
     fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>>;
+    /// What `tokens` tokens from `position` on cost beside their kernels; `None` on the CPU, and where
+    /// each step is told about. The next step must be sought anew.
+    fn overhead(&mut self, position: u32, token: u32, tokens: u32) -> Result<Option<Overhead>>;
     /// Opens or closes the range that profilers record.
     fn profiler_range(&mut self, open: bool) -> Result<()>;
     /// Debug lines are of these steps only, from here on.

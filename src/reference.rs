@@ -3,8 +3,8 @@
 use crate::arch::read_vector;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{
-    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Outputs, Written,
-    fill_row, stream,
+    CacheHalf, Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Outputs, Overhead,
+    Written, fill_row, stream,
 };
 use crate::error::{Defect, Error, Result};
 use crate::ops::{Buf, HostMemory, HostState, HostWeight, Summary};
@@ -308,6 +308,10 @@ impl Engine for CpuEngine {
             done?;
         }
         written
+    }
+
+    fn overhead(&mut self, _position: u32, _token: u32, _tokens: u32) -> Result<Option<Overhead>> {
+        Ok(None)
     }
 
     fn profiler_range(&mut self, _open: bool) -> Result<()> {

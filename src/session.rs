@@ -2,7 +2,8 @@
 //! out.
 
 pub use crate::engine::{
-    Chosen, DebugLevel, DeviceInfo, EngineStats, Look, Mode, StepFilter, Written,
+    Chosen, DebugLevel, DeviceInfo, EngineStats, Look, MemoryUse, Mode, Overhead, StepFilter,
+    Written,
 };
 
 use crate::arch::{self, PlanOptions};
@@ -410,6 +411,25 @@ impl DecodeSession {
         }
         (self.next, self.in_step, self.has_logits) = (None, false, false);
         self.engine.outputs(self.position, token, step)
+    }
+
+    /// Replays `tokens` tokens from the current position on, the first of them `token`, and says what
+    /// they cost beside their kernels: once as ever, once with the clock noted at both ends of the
+    /// graph. `None` on the CPU, and where each step is told about. The position stays, and the next
+    /// step needs an input; what the cache holds behind the position is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a token outside the vocabulary or tokens that do not fit the cache;
+    /// [`Error::Driver`]; those of a capture.
+    pub fn overhead(&mut self, token: u32, tokens: u32) -> Result<Option<Overhead>> {
+        let (room, vocab) = (self.capacity() - self.position, self.plan.vocab);
+        if tokens == 0 || tokens > room || token >= vocab {
+            let what = format!("{tokens} tokens in {room} positions, token {token} of {vocab}");
+            return Err(Error::Usage(what));
+        }
+        (self.next, self.in_step, self.has_logits) = (None, false, false);
+        self.engine.overhead(self.position, token, tokens)
     }
 
     /// Opens or closes the range that nsys and ncu record when they are told to wait for it; nothing

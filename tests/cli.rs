@@ -53,9 +53,12 @@ fn a_wrong_command_line_is_a_usage_error() {
         "generate --synthetic tiny --prompt-ids 1 --mode both",
         "plot",
         "plot x.json --kind pie",
+        "run --persistent --chain",
+        "graph --synthetic tiny --persistent --chain",
         "run --synthetic tiny --backend cpu -ctk f16 -ctv f32",
         "generate --synthetic tiny",
         "generate --prompt-ids 1",
+        "generate --synthetic tiny --backend cpu -p hello",
         "generate --synthetic tiny --prompt-ids 1 --temp nan",
         "generate --synthetic tiny --prompt-ids 1 --temp 1 --min-p 2",
         "generate --synthetic tiny --backend cpu --prompt-ids 4294967295",
@@ -194,25 +197,72 @@ fn results_are_llama_benchs_rows_for_each_depth() {
     assert!(stdout(&format!("{QUICK} -o sql")).contains("INSERT INTO llama_bench ("));
 }
 
+/// A folder with the baseline `main`, and lines of every command that prints; they name it.
+fn printing(folder: &Path) -> Vec<String> {
+    assert_eq!(code(&measured(folder, "--save-baseline main")), 0);
+    let folder = folder.display();
+    let lines = [
+        "run",
+        "run -o json",
+        "run -o sql",
+        "generate --prompt-ids 1 -n 3",
+        "generate --prompt-ids 1 -n 3 -o json",
+        "verify -n 2",
+        "profile -n 2",
+    ];
+    let of_tiny = lines.map(|line| match line.strip_prefix("run") {
+        Some(rest) => format!("{QUICK}{rest}"),
+        None => format!("{line} --synthetic tiny --backend cpu"),
+    });
+    let others = [
+        "graph --synthetic tiny",
+        "inspect --synthetic tiny",
+        "doctor",
+        "completions bash",
+        "man",
+        "--help",
+        "plot --help",
+        "--version",
+    ];
+    let of_results =
+        [format!("compare --baselines {folder} main main"), format!("plot {folder}/main.json")];
+    of_tiny.into_iter().chain(others.map(str::to_owned)).chain(of_results).collect()
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let mut child = command(&format!("{QUICK} -o json"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+    let folder = tempfile::tempdir().unwrap();
+    for line in printing(folder.path()) {
+        let mut child =
+            command(&line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((code(&output), stderr(&output).as_str()), (0, ""), "{line}");
+    }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_is_full_is_an_error_of_its_own() {
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = command(&format!("{QUICK} -o json")).stdout(full).output().unwrap();
-    assert_eq!(code(&output), 74, "{}", stderr(&output));
-    assert!(stderr(&output).starts_with("error: <stdout>: cannot write"), "{}", stderr(&output));
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for line in printing(folder.path()) {
+        let output = command(&line).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(code(&output), 74, "{line}: {}", stderr(&output));
+        let told = stderr(&output);
+        assert!(told.starts_with("error: <stdout>: cannot write: No space left"), "{line}: {told}");
+    }
+    // Where the explanation does not fit either, the code still tells.
+    let mut missing = command("run --backend cpu -m missing.gguf");
+    assert_eq!(missing.stderr(full()).status().unwrap().code(), Some(74));
+    assert_eq!(command("run --wrong").stderr(full()).status().unwrap().code(), Some(2));
+    let result = folder.path().join("main.json");
+    failure(&format!("plot {} -o /dev/full", result.display()), 74);
+    // By another name: a file in the place of the device itself would be missed.
+    let link = folder.path().join("full.gguf");
+    std::os::unix::fs::symlink("/dev/full", &link).unwrap();
+    failure(&format!("synth tiny -o {}", link.display()), 74);
+    assert!(link.is_symlink() && !link.is_file(), "the device is still there");
 }
 
 #[cfg(unix)]
@@ -472,21 +522,6 @@ fn a_baseline_is_saved_by_name_and_compared_by_name() {
     let taken = folder.path().join("file");
     std::fs::write(&taken, "").unwrap();
     assert_eq!(code(&measured(&taken, "--save-baseline main")), 74);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_is_told() {
-    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    for line in [QUICK, "graph --synthetic tiny", "man"] {
-        let output = command(line).stdout(full()).stderr(Stdio::piped()).output().unwrap();
-        assert_eq!(code(&output), 74, "{line}: {}", stderr(&output));
-        assert!(stderr(&output).contains("No space left"), "{line}: {}", stderr(&output));
-    }
-    let folder = tempfile::tempdir().unwrap();
-    assert_eq!(code(&measured(folder.path(), "--save-baseline main")), 0);
-    let result = folder.path().join("main.json");
-    failure(&format!("plot {} -o /dev/full", result.display()), 74);
 }
 
 #[test]

@@ -29,8 +29,8 @@ fn model() -> Checkpoint {
 }
 
 fn options() -> SessionOptions {
-    let (backend, red_zones) = (BackendChoice::Cuda, true);
-    SessionOptions { backend, capacity: 24, red_zones, ..SessionOptions::default() }
+    let (backend, red_zones, persistent) = (BackendChoice::Cuda, true, false);
+    SessionOptions { backend, capacity: 24, red_zones, persistent, ..SessionOptions::default() }
 }
 
 /// Asks the driver for its free memory, in a context of its own.

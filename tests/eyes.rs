@@ -14,11 +14,13 @@ use decode_graph::error::Result;
 use decode_graph::ops::{Gpu, KvType};
 use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
-use decode_graph::session::{BackendChoice, DecodeSession, SessionOptions};
+use decode_graph::session::{BackendChoice, DecodeSession, Mode, SessionOptions};
 use decode_graph::verify::{Departure, first_departure};
 use fake_driver::{Fake, Plant};
 use small_model::{Key, SmallModel};
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
 
 fn model() -> Checkpoint {
     let mut m = SmallModel::new("llama", QuantFormat::Q8_0);
@@ -33,7 +35,8 @@ fn plan(model: &Checkpoint) -> DecodePlan {
 }
 
 fn engine(model: &Checkpoint) -> Result<CudaEngine> {
-    CudaEngine::new(model, &plan(model), CudaOptions::default(), &mut |_, _| {})
+    let options = CudaOptions { persistent: false, ..CudaOptions::default() };
+    CudaEngine::new(model, &plan(model), options, &mut |_, _| {})
 }
 
 fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
@@ -41,6 +44,7 @@ fn session(model: &Checkpoint, trace: bool) -> DecodeSession {
         backend: BackendChoice::Cuda,
         capacity: 64,
         trace,
+        persistent: false,
         ..SessionOptions::default()
     };
     DecodeSession::new(model, &options, &mut |_, _| {}).unwrap()
@@ -128,13 +132,99 @@ fn a_profile_takes_the_stamps_off_and_sums_up_to_the_plain_replay() {
     let steps = session.plan().steps.len() as f64;
     assert!((profile.token_us - (2.0 * steps + 1.0)).abs() < 1e-9, "{}", profile.token_us);
     // On this driver a step is a microsecond, and nothing lies between two tokens.
-    profile.reconcile(steps);
+    profile.reconcile(steps, None);
     assert!((profile.stamp_us - 1.0).abs() < 1e-9, "{}", profile.stamp_us);
     assert!(profile.steps.iter().all(|s| (s.time_us - 1.0).abs() < 1e-9));
     assert!((profile.sum_us() - steps).abs() < 1e-9);
     let names: Vec<_> = profile.steps.iter().map(|s| s.kernel.as_str()).collect();
     assert_eq!((names[0], names[names.len() - 1]), ("embed_q8_0", "lm_head_q8_0"));
     assert!(profile.steps.iter().all(|s| s.cycles.is_none()));
+}
+
+#[test]
+fn host_time_is_what_is_not_spent_waiting_for_a_token() {
+    let fake = Fake::new();
+    let mut session = session(&model(), false);
+    fake.plant(Some(Plant::LateToken));
+    let tokens = 2;
+    let measured = |_| {
+        let start = Instant::now();
+        let overhead = session.overhead(1, tokens).unwrap().unwrap();
+        // Both are launched ahead; each of the two runs waits for the last one's entry.
+        assert!(start.elapsed() >= 2 * Plant::LATE, "{:?}", start.elapsed());
+        overhead.host_us * f64::from(tokens)
+    };
+    // Of several, as a machine that does other things too makes a host slow at times.
+    let host_us = (0..5).map(measured).fold(f64::INFINITY, f64::min);
+    assert!(host_us > 0.0 && host_us < Plant::LATE.as_secs_f64() * 0.5e6, "{host_us} us");
+
+    // A launch that takes its time is the host's.
+    fake.plant(None);
+    fake.run_kernels_by(Some(Arc::new(|name, _, _| {
+        if name.starts_with("lm_head") {
+            std::thread::sleep(Plant::LATE / 10);
+        }
+        None
+    })));
+    let overhead = session.overhead(1, tokens).unwrap().unwrap();
+    assert!(overhead.host_us >= Plant::LATE.as_secs_f64() * 1e5, "{overhead:?}");
+}
+
+#[test]
+fn the_relaunch_gap_lies_between_the_ends_of_two_graphs_and_leaves_the_session_as_it_was() {
+    let fake = Fake::new();
+    let model = model();
+    let mut session = session(&model, false);
+    let (live, stats) = (fake.live(), session.stats());
+    session.seek(5, 1).unwrap();
+    let overhead = session.overhead(3, 20).unwrap().unwrap();
+    // On this driver nothing lies between two tokens but the stamp at the begin: a microsecond.
+    assert_eq!((overhead.tokens, overhead.relaunch_us), (20, Some(1.0)));
+    assert_eq!(session.overhead(3, 1).unwrap().unwrap().relaunch_us, None, "there is one token");
+    assert_eq!((fake.live(), session.position()), (live, 5));
+    assert_eq!(session.stats(), stats, "it is no run");
+    assert!(session.decode(&[], 1, &mut |_| ControlFlow::Continue(())).is_err(), "no input");
+    let mut tokens = [Vec::new(), Vec::new()];
+    for (of, mut session) in tokens.iter_mut().zip([session, self::session(&model, false)]) {
+        session.seek(5, 1).unwrap();
+        let mut sink = |c: decode_graph::session::Chosen| {
+            of.push(c.token);
+            ControlFlow::Continue(())
+        };
+        session.decode(&[3], 8, &mut sink).unwrap();
+    }
+    assert_eq!(tokens[0], tokens[1]);
+
+    let options = SessionOptions { capacity: 8, persistent: false, ..SessionOptions::default() };
+    let made = |backend, mode| {
+        let options = SessionOptions { backend, mode, ..options.clone() };
+        DecodeSession::new(&model, &options, &mut |_, _| {}).unwrap()
+    };
+    let mut eager = made(BackendChoice::Cuda, Mode::Eager);
+    let of_eager = eager.overhead(1, 4).unwrap().unwrap();
+    assert!(of_eager.host_us > 0.0 && of_eager.relaunch_us.is_none());
+    assert_eq!(made(BackendChoice::Cpu, Mode::Graph).overhead(1, 4).unwrap(), None);
+    for (token, tokens) in [(1, 0), (1, 9), (90, 1)] {
+        assert_eq!(eager.overhead(token, tokens).unwrap_err().exit_code(), 2);
+    }
+}
+
+#[test]
+fn the_memory_that_is_taken_is_told_beside_the_sum_of_its_parts() {
+    let fake = Fake::new();
+    let model = model();
+    let session = session(&model, false);
+    let memory = session.stats().memory.unwrap();
+    // This driver rounds nothing up, and its graphs and code take nothing.
+    assert_eq!(memory.taken, fake.live().device_bytes as u64);
+    assert_eq!((memory.planned(), memory.excess_percent()), (memory.taken, 0.0));
+    let plan = session.plan();
+    assert!(memory.kv >= plan.cache.bytes() && memory.workspace > 0 && memory.other > 0);
+    let read: u64 = plan.steps.iter().map(|s| s.op.describe().traffic(0).weights).sum();
+    assert!(memory.weights >= read, "{memory:?}");
+    let cpu = SessionOptions { backend: BackendChoice::Cpu, ..SessionOptions::default() };
+    let cpu = DecodeSession::new(&model, &cpu, &mut |_, _| {}).unwrap();
+    assert_eq!(cpu.stats().memory, None);
 }
 
 /// Where the device departs from the reference by more than `bound`, with `plant` built in.
@@ -145,6 +235,7 @@ fn departure(plant: Option<Plant>, bound: f64) -> Option<Departure> {
         backend,
         capacity: 64,
         kv: Some(KvType::F16),
+        persistent: false,
         ..SessionOptions::default()
     };
     let [mut device, mut reference] = [BackendChoice::Cuda, BackendChoice::Cpu]

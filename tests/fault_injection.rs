@@ -39,8 +39,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn options(backend: BackendChoice, mode: Mode, debug: DebugLevel) -> SessionOptions {
-    let kv = Some(KvType::F16);
-    SessionOptions { backend, mode, debug, capacity: 24, kv, ..SessionOptions::default() }
+    let (capacity, kv, persistent) = (24, Some(KvType::F16), false);
+    SessionOptions { backend, mode, debug, capacity, kv, persistent, ..SessionOptions::default() }
 }
 
 /// A whole life: made, a prompt decoded, sought to a depth, decoded on, looked into, dropped.
@@ -59,6 +59,7 @@ fn life(checkpoint: &Checkpoint, options: &SessionOptions) -> Result<Seen> {
     let (keys, values) = session.cache(1)?;
     session.stamps(2)?;
     session.outputs(1, 1)?;
+    session.overhead(1, 2)?;
     Ok(Seen { tokens, logits, keys: bits(&keys), values: bits(&values) })
 }
 
@@ -268,8 +269,13 @@ fn every_architecture_over_the_fake_driver_is_the_reference_in_every_bit_graph_a
     for (name, golden, checkpoint) in golden_models::all() {
         let (ids, capacity) = (&golden.forced.ids, golden.capacity() as u32);
         for (fused, kv) in [(true, KvType::F16), (false, KvType::F16), (true, KvType::F32)] {
-            let options =
-                SessionOptions { capacity, fused, kv: Some(kv), ..SessionOptions::default() };
+            let options = SessionOptions {
+                capacity,
+                fused,
+                kv: Some(kv),
+                persistent: false,
+                ..SessionOptions::default()
+            };
             let on = |backend, mode| {
                 logits(&checkpoint, ids, &SessionOptions { backend, mode, ..options.clone() })
             };
@@ -399,7 +405,7 @@ fn a_device_that_never_ends_is_given_up_and_nothing_waits_for_it() {
     let plan = record(&checkpoint, PlanOptions { capacity: 24, kv: KvType::F16 }).unwrap();
     for mode in [Mode::Graph, Mode::Eager] {
         fake.restart();
-        let options = CudaOptions { mode, ..CudaOptions::default() };
+        let options = CudaOptions { mode, persistent: false, ..CudaOptions::default() };
         let mut engine = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
         engine.give_up_after(Duration::from_millis(150));
         engine.seek(0).unwrap();
@@ -537,8 +543,8 @@ fn the_captured_graph_is_the_plan_and_the_read_ceiling_gives_everything_back() {
     let fake = Fake::new();
     let checkpoint = small();
     let plan = record(&checkpoint, PlanOptions { capacity: 24, kv: KvType::F32 }).unwrap();
-    let engine =
-        CudaEngine::new(&checkpoint, &plan, CudaOptions::default(), &mut |_, _| {}).unwrap();
+    let options = CudaOptions { persistent: false, ..CudaOptions::default() };
+    let engine = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
     let census = engine.census().unwrap();
     let steps = plan.steps.len();
     assert_eq!((census.nodes, census.named, census.edges), (steps, steps, steps - 1));

@@ -22,11 +22,12 @@ fn logits(
     checkpoint: &Checkpoint,
     golden: &Golden,
     mode: Mode,
-    fused: bool,
+    (fused, persistent): (bool, bool),
 ) -> Option<Vec<Vec<f32>>> {
     let capacity = golden.capacity() as u32;
     let backend = BackendChoice::Cuda;
-    let options = SessionOptions { backend, mode, capacity, fused, ..SessionOptions::default() };
+    let options =
+        SessionOptions { backend, mode, capacity, fused, persistent, ..SessionOptions::default() };
     let mut session = match DecodeSession::new(checkpoint, &options, &mut |_, _| {}) {
         Ok(session) => session,
         Err(Error::NoDevice(why)) => {
@@ -42,11 +43,12 @@ fn logits(
     Some(golden.forced.ids.iter().map(&mut after).collect())
 }
 
-#[test]
-fn graph_mode_agrees_with_the_architectures_own_code() {
+fn graph_mode_agrees(persistent: bool) {
     let (mut positions, mut same) = (0, 0);
     for (name, golden, checkpoint) in all() {
-        let Some(found) = logits(&checkpoint, &golden, Mode::Graph, true) else { return };
+        let Some(found) = logits(&checkpoint, &golden, Mode::Graph, (true, persistent)) else {
+            return;
+        };
         let mut divergence = 0.0;
         let text = &golden.forced;
         for (p, found) in found.iter().enumerate() {
@@ -69,15 +71,25 @@ fn graph_mode_agrees_with_the_architectures_own_code() {
 }
 
 #[test]
+fn graph_mode_agrees_with_the_architectures_own_code() {
+    graph_mode_agrees(false);
+}
+
+#[test]
+fn the_persistent_kernel_agrees_with_the_architectures_own_code_where_there_is_one() {
+    graph_mode_agrees(true);
+}
+
+#[test]
 fn a_replayed_graph_is_eager_bit_for_bit_in_every_architecture() {
     for (name, golden, checkpoint) in all() {
-        for fused in [true, false] {
+        for way in [(true, false), (false, false), (true, true)] {
             let bits = |mode| -> Option<Vec<u32>> {
-                let all = logits(&checkpoint, &golden, mode, fused)?;
+                let all = logits(&checkpoint, &golden, mode, way)?;
                 Some(all.iter().flatten().map(|v| v.to_bits()).collect())
             };
             let Some(graph) = bits(Mode::Graph) else { return };
-            assert!(graph == bits(Mode::Eager).unwrap(), "{name} fused {fused}");
+            assert!(graph == bits(Mode::Eager).unwrap(), "{name} fused, persistent {way:?}");
         }
     }
 }
@@ -94,6 +106,7 @@ fn every_op_of_every_architecture_agrees_with_the_reference() {
                 device: 0,
                 mode: Mode::Eager,
                 debug: DebugLevel::Compare,
+                persistent: false,
                 ..CudaOptions::default()
             };
             let mut engine = match CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}) {

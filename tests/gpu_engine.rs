@@ -428,7 +428,7 @@ fn a_stamped_graph_computes_the_same_bits_and_its_clock_goes_on() {
         }
         // Stamps stand between the kernels of a chain.
         let [mut plain, mut stamped] = [false, true].map(|trace| {
-            let options = CudaOptions { trace, ..CudaOptions::default() };
+            let options = CudaOptions { trace, persistent: false, ..CudaOptions::default() };
             CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap()
         });
         let run = |engine: &mut CudaEngine| {
@@ -456,9 +456,9 @@ fn no_step_departs_from_the_reference() {
     for format in [QuantFormat::Q4K, QuantFormat::Q8_0] {
         let checkpoint = model(format);
         let session = |backend| {
-            let kv = Some(KvType::F16);
+            let (capacity, kv, persistent) = (CAPACITY, Some(KvType::F16), persistent());
             let options =
-                SessionOptions { backend, capacity: CAPACITY, kv, ..SessionOptions::default() };
+                SessionOptions { backend, capacity, kv, persistent, ..SessionOptions::default() };
             DecodeSession::new(&checkpoint, &options, &mut |_, _| {})
         };
         let mut device = match session(BackendChoice::Cuda) {
@@ -469,4 +469,31 @@ fn no_step_departs_from_the_reference() {
         let found = first_departure(&mut device, &mut host, &[5, 9, 2, 7, 11, 3], 1e-4).unwrap();
         assert_eq!(found, None);
     }
+}
+
+#[test]
+fn what_a_token_costs_beside_its_kernels_is_measured_and_changes_no_result() {
+    const TOKENS: u32 = 48;
+    let checkpoint = model(QuantFormat::Q4K);
+    let session = || session_of(&checkpoint, BackendChoice::Cuda, CAPACITY, KvType::F16);
+    let (Some(mut measured), Some(mut other)) = (session(), session()) else { return };
+    let overhead = measured.overhead(3, TOKENS).unwrap().unwrap();
+    let relaunch = overhead.relaunch_us.unwrap();
+    println!("host {:.2} us a token, {relaunch:.2} us between two", overhead.host_us);
+    // Wide bounds, of another order than a wait or a clock of another unit would give.
+    assert!((0.1..1000.0).contains(&overhead.host_us), "{overhead:?}");
+    assert!((0.1..100.0).contains(&relaunch), "{overhead:?}");
+    let run = |session: &mut DecodeSession| {
+        let mut all = Vec::new();
+        session
+            .decode(&[3], TOKENS, &mut |c| {
+                all.push(c.token);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        (all, bits(&session.logits().unwrap()))
+    };
+    assert!(run(&mut measured) == run(&mut other), "another result after measuring");
+    let memory = other.stats().memory.unwrap();
+    assert!(memory.taken >= memory.planned(), "{memory:?}");
 }

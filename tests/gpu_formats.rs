@@ -187,7 +187,8 @@ fn every_format_looks_up_and_multiplies_rows_of_every_length() {
         let case = Case::new(format);
         // A kernel a step: those of the format's own modules.
         // Between red zones: no kernel may write outside its buffers.
-        let options = CudaOptions { mode: Mode::Graph, red_zones: true, ..CudaOptions::default() };
+        let (mode, red_zones, persistent) = (Mode::Graph, true, false);
+        let options = CudaOptions { mode, red_zones, persistent, ..CudaOptions::default() };
         let mut engine =
             match CudaEngine::new(&case.checkpoint, &case.plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,
@@ -251,7 +252,7 @@ fn every_kernel_with_weights_agrees_with_the_reference_and_replays_as_eager_in_e
             (Mode::Eager, DebugLevel::Off),
             (Mode::Eager, DebugLevel::Compare),
         ] {
-            let options = CudaOptions { mode, debug, ..CudaOptions::default() };
+            let options = CudaOptions { mode, debug, persistent: false, ..CudaOptions::default() };
             let mut engine = match CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}) {
                 Ok(engine) => engine,
                 Err(Error::NoDevice(why)) => {

@@ -341,7 +341,7 @@ fn the_persistent_kernel_is_the_twin_of_the_chain_of_kernels() {
 fn tokens_and_logits(kernels: KernelSource<'_>, debug: DebugLevel) -> Result<(Vec<u32>, Vec<u32>)> {
     let checkpoint = model(QuantFormat::Q8_0);
     let mode = if debug == DebugLevel::Off { Mode::Graph } else { Mode::Eager };
-    let options = CudaOptions { mode, debug, ..CudaOptions::default() };
+    let options = CudaOptions { mode, debug, persistent: false, ..CudaOptions::default() };
     let plan = plan(&checkpoint, 24, true);
     let mut engine =
         CudaEngine::with_kernels(&checkpoint, &plan, options, kernels, &mut |_, _| {})?;
@@ -363,8 +363,8 @@ fn replay_differs(kernels: KernelSource<'_>) -> bool {
 /// rows are long enough that several warps of a block work on one.
 fn first_wrong_step(kernels: KernelSource<'_>, fused: bool) -> Option<String> {
     let checkpoint = synthetic("smollm2-135m:q8_0");
-    let options =
-        CudaOptions { mode: Mode::Eager, debug: DebugLevel::Compare, ..CudaOptions::default() };
+    let (mode, debug, persistent) = (Mode::Eager, DebugLevel::Compare, false);
+    let options = CudaOptions { mode, debug, persistent, ..CudaOptions::default() };
     let plan = plan(&checkpoint, 24, fused);
     let mut engine =
         CudaEngine::with_kernels(&checkpoint, &plan, options, kernels, &mut |_, _| {}).unwrap();
@@ -385,7 +385,7 @@ fn first_wrong_step(kernels: KernelSource<'_>, fused: bool) -> Option<String> {
 fn red_zone_changed(kernels: KernelSource<'_>) -> Option<String> {
     let checkpoint = model(QuantFormat::Q8_0);
     let plan = plan(&checkpoint, 24, false);
-    let options = CudaOptions { red_zones: true, ..CudaOptions::default() };
+    let options = CudaOptions { red_zones: true, persistent: false, ..CudaOptions::default() };
     let mut engine =
         CudaEngine::with_kernels(&checkpoint, &plan, options, kernels, &mut |_, _| {}).unwrap();
     // What it computes is of no interest: the zones are looked at in any case.
@@ -398,7 +398,7 @@ fn error_at_depth(kernels: KernelSource<'_>) -> f64 {
     const DEPTH: u32 = 1500;
     let checkpoint = model(QuantFormat::F32);
     let plan = plan(&checkpoint, 1600, true);
-    let options = CudaOptions::default();
+    let options = CudaOptions { persistent: false, ..CudaOptions::default() };
     let mut engine =
         CudaEngine::with_kernels(&checkpoint, &plan, options, kernels, &mut |_, _| {}).unwrap();
     engine.seek(DEPTH).unwrap();

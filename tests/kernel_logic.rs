@@ -63,8 +63,12 @@ fn kernels_of(plan: &DecodePlan) -> BTreeSet<String> {
 
 /// How far each step is from the reference, over `steps` tokens from position `depth` on.
 fn compared(checkpoint: &Checkpoint, plan: &DecodePlan, depth: u32, steps: u32) -> Vec<Comparison> {
-    let options =
-        CudaOptions { mode: Mode::Eager, debug: DebugLevel::Compare, ..CudaOptions::default() };
+    let options = CudaOptions {
+        mode: Mode::Eager,
+        debug: DebugLevel::Compare,
+        persistent: false,
+        ..CudaOptions::default()
+    };
     let mut engine = CudaEngine::new(checkpoint, plan, options, &mut |_, _| {}).unwrap();
     engine.debug_to(Box::new(std::io::sink()));
     engine.seek(depth).unwrap();
@@ -183,8 +187,8 @@ fn a_draw_is_the_one_that_the_reference_makes_of_the_same_logits() {
         let options = PlanOptions { capacity: 8, kv: KvType::F16 };
         let plan = fuse::fuse(&record(&checkpoint, options).unwrap().sampled(sampling));
         KERNELS.prepare(kernels_of(&plan).iter().map(String::as_str));
-        let mut engine =
-            CudaEngine::new(&checkpoint, &plan, CudaOptions::default(), &mut |_, _| {}).unwrap();
+        let options = CudaOptions { persistent: false, ..CudaOptions::default() };
+        let mut engine = CudaEngine::new(&checkpoint, &plan, options, &mut |_, _| {}).unwrap();
         engine.seek(0).unwrap();
         engine.force(0, &[1]).unwrap();
         for position in 0..6 {

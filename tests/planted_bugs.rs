@@ -65,6 +65,7 @@ fn run(checkpoint: &Checkpoint, backend: BackendChoice, mode: Mode) -> Result<Bi
         mode,
         capacity: CAPACITY,
         kv: Some(KvType::F16),
+        persistent: false,
         ..SessionOptions::default()
     };
     let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;
@@ -81,7 +82,7 @@ fn run(checkpoint: &Checkpoint, backend: BackendChoice, mode: Mode) -> Result<Bi
 
 fn engine(checkpoint: &Checkpoint, mode: Mode, debug: DebugLevel) -> CudaEngine {
     let plain = record(checkpoint, PlanOptions { capacity: CAPACITY, kv: KvType::F16 }).unwrap();
-    let options = CudaOptions { device: 0, mode, debug, ..CudaOptions::default() };
+    let options = CudaOptions { mode, debug, persistent: false, ..CudaOptions::default() };
     CudaEngine::new(checkpoint, &fuse::fuse(&plain), options, &mut |_, _| {}).unwrap()
 }
 
@@ -102,6 +103,7 @@ fn after_a_run_between_red_zones(checkpoint: &Checkpoint, mode: Mode) -> Result<
         mode,
         capacity: CAPACITY,
         red_zones: true,
+        persistent: false,
         ..SessionOptions::default()
     };
     let mut session = DecodeSession::new(checkpoint, &options, &mut |_, _| {})?;

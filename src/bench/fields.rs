@@ -3,6 +3,28 @@
 //! Names, order and types are those of llama-bench (llama.cpp 0.5.0), so that its scripts read
 //! our files; the last two stood in older programs and are what older scripts ask for. What
 //! has no meaning here holds llama-bench's default, never nothing: scripts join rows on it.
+//!
+//! What is ours stands under `x`; what is not known is null.
+//!
+//! | key | what |
+//! |---|---|
+//! | `test` `backend` `mode` | the test as tables name it; `cuda` or `cpu`; `graph`, `eager` or `reference` |
+//! | `capacity` | positions of the cache |
+//! | `clock` | whose clock the gaps are on: `device` or `host` |
+//! | `latency` | `n` gaps between tokens: their mean, p50, p90, p95, p99 (from 100 gaps on) and max, ms; how many are outliers |
+//! | `bytes_per_token` | weights and cache that a token moves at least, mean over the test's positions |
+//! | `gb_per_s` `ceiling_gb_per_s` `percent_of_ceiling` | these bytes by the mean speed; the read speed measured in the same run; the one in % of the other |
+//! | `joules_per_token` | of the board, where a repetition lasts half a second or more |
+//! | `load` | seconds for `weights_s`, `kernels_s` (the driver's compilation) and `capture_s`: in no sample |
+//! | `memory` | bytes on the device: `weights`, `kv`, `workspace`, `other`, `planned` (their sum), `taken` (by how much the driver's free memory fell while the session was made), and `excess_percent` of the one over the other |
+//! | `overhead` | of a run of its own of `tokens` tokens: `host_us`, the issuing thread's time a token without what it polls for one; `relaunch_us`, from the end of a token's graph to the begin of the next one's |
+//! | `ttft_ms` | prompt in, first token out, on the host's clock, median |
+//! | `warmup` | `rounds`, `tokens` and `seconds` until `stable` |
+//! | `noise_percent` | half the 95 % bootstrap interval of the median, % of it |
+//! | `pair` | `ratio` of the medians a token `against` the other mode, its interval (`low`, `high`, `level`), `pairs` |
+//! | `outliers` | each with `repetition`, `position`, `ms`, `at_ms`, the clock `sm_mhz` and `throttle` reasons then |
+//! | `telemetry` | clocks, temperature, power, energy and throttling in all, and every reading by repetition |
+//! | `first_token_ns` `token_gaps_ns` | by repetition: until the first step's token; every gap between two tokens |
 
 use super::bootstrap;
 use super::compare::{LEVEL, Ratio};
@@ -11,7 +33,7 @@ use super::model::ModelFacts;
 use super::roofline;
 use super::stats::{Sorted, Summary, mean, standard_deviation};
 use crate::plan::DecodePlan;
-use crate::session::EngineStats;
+use crate::session::{EngineStats, MemoryUse, Overhead};
 use serde_json::{Value, json};
 
 /// Type of a column.
@@ -100,6 +122,8 @@ pub struct Record {
     pub bytes_per_token: f64,
     /// Against the other mode, where both were asked for.
     pub pair: Option<Pair>,
+    /// What a token costs beside its kernels.
+    pub overhead: Option<Overhead>,
 }
 
 impl Record {
@@ -109,12 +133,14 @@ impl Record {
         plan: &DecodePlan,
         measurement: Measurement,
         pair: Option<Pair>,
+        overhead: Option<Overhead>,
     ) -> Self {
         let Test { depth, .. } = measurement.test;
         Self {
             test_time: utc(std::time::SystemTime::now()),
             bytes_per_token: roofline::bytes_per_token(plan, depth, measurement.test.steps()),
             pair,
+            overhead,
             setup,
             measurement,
         }
@@ -213,6 +239,10 @@ impl Record {
                 "weights_s": load.load_seconds, "kernels_s": load.jit_seconds,
                 "capture_s": load.capture_seconds,
             },
+            "memory": load.memory.map(|m| memory(&m)),
+            "overhead": self.overhead.map(|o| {
+                json!({"tokens": o.tokens, "host_us": o.host_us, "relaunch_us": o.relaunch_us})
+            }),
             "ttft_ms": self.ttft_ms(),
             "warmup": warmup,
             "noise_percent": m.noise_percent(),
@@ -223,6 +253,13 @@ impl Record {
             "token_gaps_ns": gaps,
         })
     }
+}
+
+fn memory(m: &MemoryUse) -> Value {
+    json!({
+        "weights": m.weights, "kv": m.kv, "workspace": m.workspace, "other": m.other,
+        "planned": m.planned(), "taken": m.taken, "excess_percent": m.excess_percent(),
+    })
 }
 
 fn outlier(o: &Outlier) -> Value {
@@ -315,7 +352,20 @@ fn utc(time: std::time::SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::utc;
+    use crate::bench::report::tests::record;
     use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn every_key_of_ours_is_explained() {
+        let rows = include_str!("fields.rs").lines().filter(|l| l.starts_with("//! | `"));
+        let keys = rows.filter_map(|row| row.split(" | ").nth(1)).flat_map(|keys| keys.split(' '));
+        let mut named: Vec<&str> = keys.map(|key| key.trim_matches('`')).collect();
+        let x = record().extension();
+        let mut keys: Vec<&str> = x.as_object().unwrap().keys().map(String::as_str).collect();
+        named.sort_unstable();
+        keys.sort_unstable();
+        assert_eq!(named, keys);
+    }
 
     #[test]
     fn times_are_written_in_utc() {

@@ -247,8 +247,8 @@ impl Decoder for DecodeSession {
 pub struct Watch<'a> {
     /// Asked after each token: once it says so, the repetition under way is dropped.
     pub stop: &'a dyn Fn() -> bool,
-    /// Called with each token.
-    pub progress: &'a mut dyn FnMut(),
+    /// Called with each token: whether it is measured, rather than one of the warm-up.
+    pub progress: &'a mut dyn FnMut(bool),
     /// Reads the device, where there is a sensor.
     pub monitor: Option<&'a Monitor>,
 }
@@ -349,7 +349,7 @@ fn once(
     let finish = decoder.decode(&inputs, predict, &mut |chosen| {
         let now = Instant::now();
         at.push((now - start, chosen.device_ns));
-        (watch.progress)();
+        (watch.progress)(deadline.is_none());
         if (watch.stop)() || deadline.is_some_and(|d| now > d) {
             ControlFlow::Break(())
         } else {

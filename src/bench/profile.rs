@@ -19,6 +19,8 @@
 //! time(i) = max_b end(i, b) − max_b end(i − 1, b)   Σ time = the token, by construction
 //! ```
 //!
+//! What lies between two tokens is then the relaunch gap of the plain graph.
+//!
 //! The CPU reference notes the clock between its steps, as a graph does.
 
 mod blocks;
@@ -165,9 +167,13 @@ impl Profile {
     }
 
     /// Takes the cost of the stamps off every step, where `replay_us` is the time a token of the
-    /// plain replay, microseconds. The persistent kernel's steps are left as they are.
-    pub fn reconcile(&mut self, replay_us: f64) {
+    /// plain replay, microseconds. The persistent kernel's steps are left as they are: it notes no
+    /// clock between two tokens, so that `relaunch_us` ([`Overhead`]) stands there.
+    ///
+    /// [`Overhead`]: crate::session::Overhead::relaunch_us
+    pub fn reconcile(&mut self, replay_us: f64, relaunch_us: Option<f64>) {
         if self.steps.iter().any(|s| s.cycles.is_some()) {
+            self.between_us = relaunch_us.unwrap_or(0.0);
             return;
         }
         let stamps = (self.steps.len() + 1) as f64;

@@ -15,7 +15,8 @@ const CHUNK: usize = 32 << 20;
 /// Writes `checkpoint` to `path`; `progress` is told (bytes of weights done, of all).
 ///
 /// The file appears under its name only when it is complete: it grows as a neighbour with another
-/// name, which is removed on error.
+/// name, which is removed on error. What is there and is no file (a pipe, a device) is written to as
+/// it is.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written; the errors of [`Checkpoint::read`].
@@ -71,7 +72,6 @@ pub fn write_gguf_while(
     }
     out.flush().map_err(writing)?;
     drop(out);
-    partial.file.sync_all().map_err(writing)?;
     partial.publish(path)
 }
 
@@ -80,7 +80,7 @@ fn pad(out: &mut impl Write, written: u64, alignment: u64) -> std::io::Result<()
     out.write_all(&vec![0; (written.next_multiple_of(alignment) - written) as usize])
 }
 
-/// A file under a temporary name, removed unless it is published.
+/// A file under a temporary name, removed unless it is published; or what is no file, as it is.
 struct Partial {
     name: PathBuf,
     file: File,
@@ -89,6 +89,12 @@ struct Partial {
 
 impl Partial {
     fn create(path: &Path) -> Result<Self> {
+        // A device or a pipe is written to as it is: a file in its place would not be it.
+        if fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+            let file = OpenOptions::new().write(true).open(path);
+            let file = file.map_err(|e| Error::io(path, "open", e))?;
+            return Ok(Self { name: path.to_owned(), file, published: true });
+        }
         let Some(base) = path.file_name() else {
             return Err(Error::Usage(format!("{}: is no file name", path.display())));
         };
@@ -105,6 +111,10 @@ impl Partial {
     }
 
     fn publish(&mut self, path: &Path) -> Result<()> {
+        if self.published {
+            return Ok(());
+        }
+        self.file.sync_all().map_err(|e| Error::io(path, "write", e))?;
         fs::rename(&self.name, path).map_err(|e| Error::io(path, "rename to", e))?;
         self.published = true;
         Ok(())

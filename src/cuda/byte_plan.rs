@@ -2,6 +2,7 @@
 
 use super::bind::FORCED;
 use super::upload::{ALIGNMENT, WeightMap};
+use crate::engine::MemoryUse;
 use crate::error::{Error, Result};
 use crate::plan::{DecodePlan, WorkspaceLayout};
 
@@ -39,6 +40,12 @@ impl BytePlan {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights + self.caches + self.workspace + self.state + self.program
+    }
+
+    /// Beside what was `taken`, bytes.
+    pub fn with_taken(&self, taken: u64) -> MemoryUse {
+        let Self { weights, caches: kv, workspace, state, program } = *self;
+        MemoryUse { weights, kv, workspace, other: state + program, taken }
     }
 
     /// Compares with what is free.

@@ -11,6 +11,7 @@
 //! they are read.
 
 mod inspect;
+mod overhead;
 
 use super::bind::{BoundPlan, KernelSource, Want};
 use super::byte_plan::BytePlan;
@@ -24,7 +25,7 @@ use super::stamps::Stamps;
 use super::step_state::{Entry, NOT_FORCED, RingReader, StepState};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{
-    Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Mode, Outputs, Written,
+    Chosen, DebugLevel, DeviceInfo, Engine, EngineStats, Look, Mode, Outputs, Overhead, Written,
 };
 use crate::error::{Error, Result};
 use crate::plan::DecodePlan;
@@ -73,7 +74,8 @@ pub struct CudaEngine {
     stamps: Option<Arc<Stamps>>,
     debug: Option<Debugger>,
     plan: Arc<BoundPlan>,
-    _frozen: Frozen,
+    /// Given up only while [`Self::overhead`] makes room for its stamps.
+    frozen: Option<Frozen>,
     context: Context,
     info: DeviceInfo,
     stats: EngineStats,
@@ -95,6 +97,8 @@ pub struct CudaEngine {
     table: (u32, u32),
     /// After this time without a token the device counts as lost.
     deadline: Duration,
+    /// Time spent waiting for tokens, where that is asked for.
+    waited: Option<Duration>,
 }
 
 impl CudaEngine {
@@ -127,6 +131,7 @@ impl CudaEngine {
     ) -> Result<Self> {
         let device = Device::get(options.device)?;
         let context = Context::new(device)?;
+        let (free, _) = context.memory()?;
         let info = info(device)?;
         let CudaOptions { persistent, trace, red_zones, .. } = options;
         let want = Want { persistent, trace, red_zones };
@@ -156,6 +161,7 @@ impl CudaEngine {
             load_seconds: load.as_secs_f64(),
             jit_seconds: jit.as_secs_f64(),
             capture_seconds: graph.as_ref().map_or(0.0, |g| g.time().as_secs_f64()),
+            memory: Some(plan.bytes().with_taken(free.saturating_sub(context.memory()?.0))),
             ..EngineStats::default()
         };
         Ok(Self {
@@ -164,7 +170,7 @@ impl CudaEngine {
             stamps,
             debug,
             plan,
-            _frozen: context.freeze(),
+            frozen: Some(context.freeze()),
             context,
             info,
             stats,
@@ -178,6 +184,7 @@ impl CudaEngine {
             forced: (0, Vec::new()),
             table: (0, 0),
             deadline: DEADLINE,
+            waited: None,
         })
     }
 
@@ -362,11 +369,18 @@ impl CudaEngine {
     /// Waits for the next entry of the ring, without the driver as long as tokens come.
     fn answer(&mut self) -> Result<Entry> {
         let mut polls = 0u32;
-        let mut start = None;
+        // A run that is not asked how long it waits looks at the clock later, and rarely.
+        let mut start: Option<Instant> = None;
         let mut query_at = FIRST_QUERY;
         loop {
             if let Some(entry) = self.reader.poll(self.plan.ring())? {
+                if let (Some(waited), Some(start)) = (&mut self.waited, start) {
+                    *waited += start.elapsed();
+                }
                 return Ok(entry);
+            }
+            if self.waited.is_some() && start.is_none() {
+                start = Some(Instant::now());
             }
             polls = polls.wrapping_add(1);
             if polls < SPINS {
@@ -533,6 +547,10 @@ impl Engine for CudaEngine {
 
     fn stamps(&mut self, tokens: u32) -> Result<Vec<u64>> {
         CudaEngine::stamps(self, tokens)
+    }
+
+    fn overhead(&mut self, position: u32, token: u32, tokens: u32) -> Result<Option<Overhead>> {
+        CudaEngine::overhead(self, position, token, tokens)
     }
 
     fn profiler_range(&mut self, open: bool) -> Result<()> {

@@ -198,6 +198,25 @@ impl CapturedGraph {
         Self::captured(stream, record, &stamps.between(expected(plan)), owners)
     }
 
+    /// As [`Self::capture`], with a stamp before the first step and one behind the last.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn capture_between(
+        plan: &Arc<BoundPlan>,
+        stream: &Stream,
+        ends: &Arc<Stamps>,
+    ) -> Result<Self> {
+        let record = || {
+            ends.put(stream, 0)?;
+            issue(plan, stream, None)?;
+            ends.put(stream, 1)
+        };
+        let owners: Vec<Owner> = vec![plan.clone(), ends.clone()];
+        Self::captured(stream, record, &ends.between(expected(plan)), owners)
+    }
+
     fn captured(
         stream: &Stream,
         record: impl FnOnce() -> Result<()>,

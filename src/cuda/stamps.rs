@@ -39,7 +39,7 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// For the steps of `plan`.
+    /// Between the steps of `plan`, and at its ends.
     ///
     /// # Errors
     ///
@@ -49,6 +49,30 @@ impl Stamps {
         plan: &BoundPlan,
         kernels: KernelSource<'_>,
     ) -> Result<Self> {
+        Self::spaced(context, plan, kernels, plan.bound().len(), true)
+    }
+
+    /// At the ends of `plan` only, both behind full edges: whatever the plan is issued as.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub(super) fn at_ends(
+        context: &Context,
+        plan: &BoundPlan,
+        kernels: KernelSource<'_>,
+    ) -> Result<Self> {
+        Self::spaced(context, plan, kernels, 1, false)
+    }
+
+    /// `gaps + 1` stamps; between two of them is a step each, or all of them.
+    fn spaced(
+        context: &Context,
+        plan: &BoundPlan,
+        kernels: KernelSource<'_>,
+        gaps: usize,
+        programmatic: bool,
+    ) -> Result<Self> {
         let compute = plan.gpu().compute;
         let text = kernels(STAMP, compute)
             .ok_or_else(|| Error::NoDevice(format!("no kernels for compute {compute:?}")))?;
@@ -57,11 +81,10 @@ impl Stamps {
         }
         let function = Module::load(context, STAMP, text)?.function(STAMP)?;
         prepare(&function, 0)?;
-        let steps = plan.bound().len();
-        let slots = steps as u64 + 1;
+        let slots = gaps as u64 + 1;
         let memory = DeviceMemory::alloc(context, "stamps", 8 * slots * u64::from(ROWS))?;
         let launch = |slot: usize| {
-            let behind = u64::from(slot == steps);
+            let behind = u64::from(slot == gaps);
             let args = [plan.state_address(), memory.address(), slot as u64, slots];
             BoundStep {
                 function: function.clone(),
@@ -70,12 +93,12 @@ impl Stamps {
                 cluster: 1,
                 shared_bytes: 0,
                 // The first one follows the token before.
-                programmatic: slot > 0 && compute >= PROGRAMMATIC_COMPUTE,
+                programmatic: programmatic && slot > 0 && compute >= PROGRAMMATIC_COMPUTE,
                 cooperative: false,
                 args: args.into_iter().chain([u64::from(ROWS), behind]).collect(),
             }
         };
-        let launches = (0..=steps).map(launch).collect();
+        let launches = (0..=gaps).map(launch).collect();
         Ok(Self { memory, launches })
     }
 
@@ -92,19 +115,21 @@ impl Stamps {
 
     /// What a capture must hold: `steps`, with the stamps before, between and behind them.
     pub(super) fn between(&self, steps: Vec<Expected>) -> Vec<Expected> {
+        let in_a_gap = steps.len() / (self.launches.len() - 1);
         let mut steps = steps.into_iter();
-        let with_next = |(slot, launch): (usize, &BoundStep)| {
-            let stamp = Expected {
+        let mut all = Vec::new();
+        for (slot, launch) in self.launches.iter().enumerate() {
+            all.push(Expected {
                 label: format!("{STAMP} {slot}"),
                 kernel: STAMP.to_owned(),
                 grid: launch.grid,
                 block: launch.block,
                 shared_bytes: launch.shared_bytes,
                 programmatic: launch.programmatic,
-            };
-            [Some(stamp), steps.next()]
-        };
-        self.launches.iter().enumerate().flat_map(with_next).flatten().collect()
+            });
+            all.extend(steps.by_ref().take(in_a_gap));
+        }
+        all
     }
 
     /// The stamps of the `tokens` tokens before number `end`, `[tokens][steps + 1]` nanoseconds,

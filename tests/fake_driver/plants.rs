@@ -2,6 +2,7 @@
 
 use super::state::Node;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// A known failure of such systems, to be found by the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +49,15 @@ pub(crate) enum Plant {
     OutputOverrun,
     /// Keys and values are also written one row behind the cache.
     CacheOverrun,
+    /// No failure: the host sees a token only [`Plant::LATE`] after it was chosen.
+    LateToken,
     /// Attention covers the positions that there were at the graph's first replay.
     GridFromPosition,
+}
+
+impl Plant {
+    /// Delay of [`Plant::LateToken`]: shorter than a wait after which the driver is asked.
+    pub(crate) const LATE: Duration = Duration::from_millis(10);
 }
 
 /// What plants remember from one kernel to the next.

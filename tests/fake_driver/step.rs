@@ -4,6 +4,7 @@ use super::plants::Plant;
 use super::state::State;
 use decode_graph::cuda::step_state::{NOT_FORCED, RING_SLOTS, StepState};
 use decode_graph::ops::HostState;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The step state at `address`.
 pub(super) fn read_step(s: &State, address: u64) -> Result<StepState, u32> {
@@ -53,6 +54,23 @@ pub(super) fn advance(
     let behind = u32::from(s.plant == Some(Plant::RingOneStepBehind));
     let slot = ring + 16 * u64::from(steps % RING_SLOTS);
     let clock = s.clock;
+    let entry = u64::from(steps + 1 - behind) << 32 | u64::from(entry);
+    if s.plant == Some(Plant::LateToken) {
+        late(s.on_host(slot), [entry, clock]);
+        return Ok(());
+    }
     s.write(slot + 8, &clock.to_le_bytes())?;
-    s.write(slot, &(u64::from(steps + 1 - behind) << 32 | u64::from(entry)).to_le_bytes())
+    s.write(slot, &entry.to_le_bytes())
+}
+
+/// Writes a slot of the ring, at `address` of the host, later.
+fn late(address: u64, [entry, clock]: [u64; 2]) {
+    std::thread::spawn(move || {
+        std::thread::sleep(Plant::LATE);
+        // SAFETY: the ring lives as long as its session, which the test keeps until it has seen the
+        // token; host and device reach it word by word.
+        let slot = unsafe { std::slice::from_raw_parts(address as *const AtomicU64, 2) };
+        slot[1].store(clock, Ordering::Relaxed);
+        slot[0].store(entry, Ordering::Release);
+    });
 }

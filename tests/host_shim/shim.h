@@ -282,6 +282,16 @@ MATRIX(matrix_bfloat, 2, double, float, bfloat_of, bfloat_of)
 }  // namespace shim
 
 inline void __syncthreads() { shim::wait(shim::State::barrier); }
+// Cleared behind a wait of its own: by then all have read what was asked before.
+inline int __syncthreads_or(int mine) {
+    static int any;
+    __syncthreads();
+    any = 0;
+    __syncthreads();
+    any |= mine != 0;
+    __syncthreads();
+    return any;
+}
 inline void __threadfence_system() {}
 // An address in shared memory, as the 32 bits that instructions take.
 inline size_t __cvta_generic_to_shared(const void* p) {

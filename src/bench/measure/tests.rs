@@ -59,13 +59,13 @@ fn watched(
     test: Test,
     repeat: Repeat,
     stop: &dyn Fn() -> bool,
-    progress: &mut dyn FnMut(),
+    progress: &mut dyn FnMut(bool),
 ) -> Result<Vec<Measurement>> {
     measure(decoders, test, repeat, &mut Watch { stop, progress, monitor: None })
 }
 
 fn one(mock: &mut Mock, test: Test, repeat: Repeat) -> Measurement {
-    watched(&mut [mock], test, repeat, &|| false, &mut || ()).unwrap().remove(0)
+    watched(&mut [mock], test, repeat, &|| false, &mut |_| ()).unwrap().remove(0)
 }
 
 #[test]
@@ -110,15 +110,24 @@ fn warm_up_gives_up_on_times_that_never_agree() {
 }
 
 #[test]
+fn progress_tells_the_warm_up_from_what_is_measured() {
+    let (mut warm, mut measured) = (0, 0);
+    let mut count = |is_measured| *if is_measured { &mut measured } else { &mut warm } += 1;
+    let mut mock = Mock::new(&[5]);
+    let m = watched(&mut [&mut mock], TG8, repeat(3, true), &|| false, &mut count).unwrap();
+    assert_eq!((warm, measured), (m[0].warmup.unwrap().tokens, 24));
+}
+
+#[test]
 fn an_interrupt_keeps_the_repetitions_that_were_completed() {
     let tokens = std::cell::Cell::new(0);
     let stop = || tokens.get() > 20;
-    let mut count = || tokens.set(tokens.get() + 1);
+    let mut count = |_| tokens.set(tokens.get() + 1);
     let mut mock = Mock::new(&[5]);
     let m = watched(&mut [&mut mock], TG8, repeat(5, false), &stop, &mut count).unwrap();
     assert_eq!(m[0].repetitions.len(), 2);
     assert_eq!(tokens.get(), 21);
-    let nothing = watched(&mut [&mut mock], TG8, repeat(5, true), &|| true, &mut || ());
+    let nothing = watched(&mut [&mut mock], TG8, repeat(5, true), &|| true, &mut |_| ());
     assert!(matches!(nothing, Err(Error::Interrupted)));
 }
 
@@ -126,7 +135,7 @@ fn an_interrupt_keeps_the_repetitions_that_were_completed() {
 fn an_interrupt_between_two_decoders_keeps_whole_pairs() {
     let tokens = std::cell::Cell::new(0);
     let stop = || tokens.get() > 28;
-    let mut count = || tokens.set(tokens.get() + 1);
+    let mut count = |_| tokens.set(tokens.get() + 1);
     let (mut a, mut b) = (Mock::new(&[5]), Mock::new(&[7]));
     let m = watched(&mut [&mut a, &mut b], TG8, repeat(5, false), &stop, &mut count).unwrap();
     // The second had completed its second repetition, the first had not.
@@ -158,7 +167,7 @@ fn repetitions_of_two_decoders_alternate_and_so_does_who_goes_first() {
     let mut b = Named(Mock::new(&[9]), 'b', &order);
     let all = [&mut a as &mut dyn Decoder, &mut b];
     let mut all = all;
-    let m = watched(&mut all, TG8, repeat(4, false), &|| false, &mut || ()).unwrap();
+    let m = watched(&mut all, TG8, repeat(4, false), &|| false, &mut |_| ()).unwrap();
     assert_eq!(*order.borrow(), "abbaabba");
     assert_eq!((m[0].medians_ms(), m[1].medians_ms()), (vec![5e-6; 4], vec![9e-6; 4]));
 }

@@ -71,6 +71,11 @@ fn wrong(path: &Path, at: String, why: &str) -> Error {
     Error::invalid(path, at, None, Defect::BadValue, why)
 }
 
+/// What a picture calls a file.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// `[number, …]`.
 fn numbers(value: &Value) -> Option<Vec<f64>> {
     value.as_array()?.iter().map(Value::as_f64).collect()
@@ -90,8 +95,7 @@ fn ab(base_file: &Path, new_file: &Path) -> Result<String> {
     let low = pairs.iter().map(|c| c.time.interval.0).fold(0.97, f64::min);
     let high = pairs.iter().map(|c| c.time.interval.1).fold(1.03, f64::max);
     let room = (high - low) * 0.05;
-    let name = |f: &Path| f.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let title = format!("{} against {}: time a token", name(new_file), name(base_file));
+    let title = format!("{} against {}: time a token", stem(new_file), stem(base_file));
     let label = format!("new / base, {} % interval; below 1 is faster", 100.0 * LEVEL);
     let x = Axis::new(&label, low - room, high + room);
     let rows = pairs.len();

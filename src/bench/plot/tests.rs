@@ -111,6 +111,19 @@ fn two_files_are_drawn_against_each_other() {
 }
 
 #[test]
+fn several_files_have_lines_of_their_own() {
+    let files = Files::new();
+    let of = |name, ms| files.file(name, &json!([row(0, ms, "graph"), row(64, ms + 0.1, "graph")]));
+    let both = [of("base.json", 0.5), of("new.json", 0.4)];
+    for kind in [Kind::Depth, Kind::Distribution] {
+        let svg = drawn(kind, &both);
+        assert!(svg.contains(", base") && svg.contains(", new"), "{kind:?}: {svg}");
+    }
+    assert_eq!(drawn(Kind::Depth, &both).matches("<polygon").count(), 2);
+    assert!(!drawn(Kind::Depth, &both[..1]).contains("base"));
+}
+
+#[test]
 fn what_is_no_result_is_refused_by_row() {
     let files = Files::new();
     for (text, kind) in [

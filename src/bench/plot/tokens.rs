@@ -36,14 +36,18 @@ impl Row {
     }
 }
 
-/// The rows of all files.
+/// The rows of all files; where several files are drawn, each row's name also says its file's.
 pub(super) fn read(files: &[PathBuf]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for path in files {
         for (i, value) in values(path)?.iter().enumerate() {
-            rows.push(parse(value).ok_or_else(|| {
+            let mut row = parse(value).ok_or_else(|| {
                 wrong(path, format!("row {i}"), "has no token times: run -o json writes them")
-            })?);
+            })?;
+            if files.len() > 1 {
+                row.name.push_str(&format!(", {}", super::stem(path)));
+            }
+            rows.push(row);
         }
     }
     if rows.is_empty() { Err(super::nothing()) } else { Ok(rows) }

@@ -40,7 +40,7 @@ fn steps_without_their_stamps_sum_up_to_the_plain_replay() {
     let mut p = profile(&plan, &stamps(&plan, 10, Some(4)));
     assert!((p.token_us - (plain + n + 1.0)).abs() < 1e-6, "{} {plain}", p.token_us);
     assert!((p.sum_us() - p.token_us).abs() < 1e-6, "the distances are the token");
-    p.reconcile(plain);
+    p.reconcile(plain, Some(7.0));
     assert!((p.stamp_us - 1.0).abs() < 1e-6, "{}", p.stamp_us);
     assert!((p.sum_us() - plain).abs() < 1e-6);
     for (i, s) in p.steps.iter().enumerate() {
@@ -50,9 +50,17 @@ fn steps_without_their_stamps_sum_up_to_the_plain_replay() {
     }
     assert!((p.between_us - 5.0).abs() < 1e-6);
     // A plain replay that was slower gives nothing to take off.
-    p.reconcile(2.0 * plain);
+    p.reconcile(2.0 * plain, None);
     assert_eq!(p.stamp_us, 0.0);
     assert!(p.steps.iter().all(|s| s.time_us == s.raw_us));
+}
+
+#[test]
+fn between_tokens_of_the_persistent_kernel_lies_the_relaunch_gap() {
+    let step = StepProfile { time_us: 9.0, cycles: Some(Cycles::default()), ..Default::default() };
+    let mut p = Profile { steps: vec![step; 2], token_us: 18.0, ..Profile::default() };
+    p.reconcile(20.0, Some(1.5));
+    assert_eq!((p.between_us, p.sum_us(), p.stamp_us), (1.5, 19.5, 0.0));
 }
 
 #[test]

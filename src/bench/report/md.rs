@@ -80,11 +80,29 @@ fn notes(r: &Record) -> Vec<String> {
         "load, {mode}: weights {:.2} s, kernels {:.2} s, capture {:.4} s",
         load.load_seconds, load.jit_seconds, load.capture_seconds
     )];
+    if let Some(m) = &load.memory {
+        let [weights, kv, workspace, other, taken] =
+            [m.weights, m.kv, m.workspace, m.other, m.taken].map(|b| b as f64 / f64::from(1 << 20));
+        notes.push(format!(
+            "memory, {mode}: {taken:.1} MiB taken, {:.2} % more than weights {weights:.1} + cache {kv:.1} \
+             + workspace {workspace:.1} + other {other:.1}",
+            m.excess_percent()
+        ));
+    }
     if let Some(ceiling) = r.setup.ceiling_gb_s {
         notes.push(format!("ceiling: {ceiling:.0} GB/s, read in this run"));
     }
     if m.test.n_prompt > 0 {
         notes.push(format!("{test}, {mode}: first token after {} ms", milliseconds(r.ttft_ms())));
+    }
+    if let Some(o) = &r.overhead {
+        let relaunch =
+            o.relaunch_us.map(|us| format!(", {us:.2} us from one token's graph to the next"));
+        let host = o.host_us;
+        notes.push(format!(
+            "{test}, {mode}: host {host:.2} us a token{}",
+            relaunch.unwrap_or_default()
+        ));
     }
     if let Some(p) = &r.pair {
         let (low, high) = p.ratio.interval;

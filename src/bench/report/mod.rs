@@ -70,4 +70,4 @@ fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod script;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

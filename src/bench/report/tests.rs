@@ -3,9 +3,9 @@ use crate::bench::fields::{FIELDS, Kind, Pair, Setup};
 use crate::bench::measure::{Measurement, Repetition, Test};
 use crate::bench::model::ModelFacts;
 use crate::bench::telemetry::{Reading, Sample, Span, Throttle};
-use crate::session::EngineStats;
+use crate::session::{EngineStats, MemoryUse, Overhead};
 
-pub(super) fn record() -> Record {
+pub(in crate::bench) fn record() -> Record {
     let model = ModelFacts {
         filename: "it's \"here\", a,b.gguf".to_owned(),
         kind: "llama 1B Q4_K - Medium".to_owned(),
@@ -43,6 +43,7 @@ pub(super) fn record() -> Record {
         },
         bytes_per_token: 1e6,
         pair: None,
+        overhead: None,
     }
 }
 
@@ -165,4 +166,34 @@ fn throttling_pairs_and_energy_are_told_in_json_and_under_the_table() {
     for said in [" 3.000 |", "NOT QUIET: throttled (thermal (hardware))", "/ graph = 1.000 ("] {
         assert!(text.contains(said), "{said}: {text}");
     }
+}
+
+#[test]
+fn memory_and_what_a_token_costs_beside_its_kernels_are_told_in_json_and_under_the_table() {
+    let mut record = record();
+    record.setup.load.memory = Some(MemoryUse {
+        weights: 900 << 20,
+        kv: 90 << 20,
+        workspace: 8 << 20,
+        other: 2 << 20,
+        taken: 1020 << 20,
+    });
+    record.overhead = Some(Overhead { tokens: 256, host_us: 2.25, relaunch_us: Some(1.5) });
+    let x = &record.json()["x"];
+    assert_eq!(x["memory"]["planned"], 1000 << 20);
+    assert!((x["memory"]["excess_percent"].as_f64().unwrap() - 2.0).abs() < 1e-9, "{x}");
+    assert_eq!(
+        (&x["overhead"]["host_us"], &x["overhead"]["relaunch_us"]),
+        (&2.25.into(), &1.5.into())
+    );
+    let text = print_all(Format::Md, &[record.clone()]);
+    for said in [
+        "memory, reference: 1020.0 MiB taken, 2.00 % more than weights 900.0 + cache 90.0 + workspace 8.0 + other 2.0",
+        "tg4 @ d512, reference: host 2.25 us a token, 1.50 us from one token's graph to the next",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    record.overhead = Some(Overhead { tokens: 256, host_us: 2.25, relaunch_us: None });
+    assert_eq!(record.json()["x"]["overhead"]["relaunch_us"], Value::Null);
+    assert!(print_all(Format::Md, &[record]).contains("host 2.25 us a token\n"));
 }

@@ -3,6 +3,7 @@
 use crate::lists::List;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use decode_graph::session::SessionOptions;
 use std::path::PathBuf;
 
 /// Latency of a language model's decode step, captured once as a CUDA graph and replayed per token
@@ -56,7 +57,7 @@ pub(crate) enum Command {
 /// Which model.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// GGUF file
+    /// GGUF file, or folder with config.json and safetensors
     #[arg(short = 'm', long = "model", value_name = "FILE", conflicts_with = "synthetic")]
     pub(crate) model: Option<PathBuf>,
     /// Seeded random weights of a real model's shape, made in memory: llama-3.2-1b:q4_k_m
@@ -85,11 +86,28 @@ pub(crate) struct EngineArgs {
     /// Run the plain plan, every op a kernel of its own
     #[arg(long)]
     pub(crate) no_fuse: bool,
-    /// The whole token in one persistent kernel instead of a chain of kernels (compute 9.0; on trial)
-    #[arg(long)]
-    pub(crate) persistent: bool,
+    #[command(flatten)]
+    pub(crate) kernels: KernelArgs,
     #[command(flatten)]
     pub(crate) ignored: Ignored,
+}
+
+/// What a token is on a GPU; the default is the library's.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct KernelArgs {
+    /// A token as one persistent kernel, where device and plan have one (compute 9.0; on trial)
+    #[arg(long, conflicts_with = "chain")]
+    persistent: bool,
+    /// A token as a chain of kernels, one a step of the plan
+    #[arg(long)]
+    chain: bool,
+}
+
+impl KernelArgs {
+    /// Whether the persistent kernel is wanted.
+    pub(crate) fn persistent(self) -> bool {
+        !self.chain && (self.persistent || SessionOptions::default().persistent)
+    }
 }
 
 /// Flags of llama-bench without a meaning here: accepted, so that its lines can be pasted.
@@ -187,7 +205,7 @@ pub(crate) struct RunArgs {
     /// Say on stderr which test runs
     #[arg(long)]
     pub(crate) progress: bool,
-    /// Print captures, driver calls a token, allocations, load times
+    /// Say on stderr: outliers, captures, driver calls a token, allocations, load times
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// List the CUDA devices and end
@@ -312,6 +330,8 @@ pub(crate) struct GraphArgs {
     /// With --captured: device, counted after CUDA_VISIBLE_DEVICES
     #[arg(long, value_name = "N", default_value_t = 0, requires = "captured")]
     pub(crate) device: u32,
+    #[command(flatten)]
+    pub(crate) kernels: KernelArgs,
 }
 
 #[derive(Debug, Args)]

@@ -87,7 +87,13 @@ fn prompt(args: &GenerateArgs, checkpoint: &Checkpoint) -> Result<(Option<Tokeni
         (Some(ids), _) => (Tokenizer::of(checkpoint).ok(), ids.clone()),
         (None, prompt) => {
             let prompt = prompt.as_deref().unwrap_or_default();
-            let tokenizer = Tokenizer::of(checkpoint)?;
+            let tokenizer = match Tokenizer::of(checkpoint) {
+                Err(_) if args.model.synthetic.is_some() => {
+                    let what = "synthetic weights understand no text: give --prompt-ids 1,2,3";
+                    return Err(Error::Usage(what.to_owned()));
+                }
+                tokenizer => tokenizer?,
+            };
             let ids = if args.chat {
                 let system = args.system.iter().map(|text| Message::new("system", text));
                 let turns: Vec<_> = system.chain([Message::new("user", prompt)]).collect();

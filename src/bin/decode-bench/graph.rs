@@ -43,7 +43,8 @@ fn captured(
     environment: &Environment,
 ) -> Result<String> {
     let bar = Progress::bytes("loading", environment);
-    let options = CudaOptions { device: args.device, ..CudaOptions::default() };
+    let persistent = args.kernels.persistent();
+    let options = CudaOptions { device: args.device, persistent, ..CudaOptions::default() };
     let engine = CudaEngine::new(model, plan, options, &mut |done, total| bar.set(done, total))?;
     drop(bar);
     let no_graph = || Error::Internal("an engine in graph mode has no graph".to_owned());

@@ -123,7 +123,7 @@ pub(crate) fn options(
         fused: !args.no_fuse,
         sampling: None,
         debug: environment.debug,
-        persistent: args.persistent,
+        persistent: args.kernels.persistent(),
         trace: false,
         red_zones: false,
     })

@@ -65,12 +65,18 @@ impl Outcome {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(argv::normalise(std::env::args_os()));
-    ExitCode::from(match dispatch(cli) {
+    let argv = argv::normalise(std::env::args_os());
+    let ended = match Cli::try_parse_from(argv) {
+        Ok(cli) => dispatch(cli),
+        // What was asked for, like any other data.
+        Err(told) if !told.use_stderr() => output::help(&told).map(|()| Outcome::Done),
+        Err(wrong) => wrong.exit(),
+    };
+    ExitCode::from(match ended {
         Ok(outcome) => outcome.exit_code(),
         Err(error) if output::is_closed_pipe(&error) => 0,
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&error.to_string()));
+            output::note(&format!("error: {error}"));
             error.exit_code()
         }
     })

@@ -23,6 +23,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(failed)
 }
 
+/// What clap has to say on stdout, by itself in colour on a terminal.
+pub(crate) fn help(told: &clap::Error) -> Result<()> {
+    told.print().and_then(|()| io::stdout().flush()).map_err(failed)
+}
+
 /// A note to the user, on stderr.
 pub(crate) fn note(text: &str) {
     // A closed stderr is no reason to fail.

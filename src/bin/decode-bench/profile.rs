@@ -5,6 +5,7 @@ use crate::args::{ProfileArgs, ProfileFormat};
 use crate::environment::Environment;
 use crate::load;
 use crate::output::print;
+use crate::run::overhead;
 use crate::table::table;
 use decode_graph::bench::measure::{Repeat, Test, Watch, measure};
 use decode_graph::bench::profile::{Profile, StepProfile, chrome_trace};
@@ -29,6 +30,8 @@ pub(crate) fn run(args: &ProfileArgs, environment: &Environment) -> Result<Outco
         return bracket(&mut session, args.depth, steps);
     }
     let replay_us = plain(&mut session, args.depth, tokens)?;
+    let test = Test { n_prompt: 0, n_gen: tokens, depth: args.depth };
+    let overhead = overhead(&mut session, test)?;
     let (backend, kind) = (session.backend(), session.plan().cache.kind);
     drop(session);
     let traced = SessionOptions {
@@ -41,7 +44,7 @@ pub(crate) fn run(args: &ProfileArgs, environment: &Environment) -> Result<Outco
     let mut profile = Profile::take(&mut session, FIRST, args.depth, tokens)?;
     let name = session.plan().model.clone();
     drop(session);
-    profile.reconcile(replay_us);
+    profile.reconcile(replay_us, overhead.and_then(|o| o.relaunch_us));
     let found = Found {
         profile,
         replay_us,
@@ -62,7 +65,7 @@ fn plain(session: &mut DecodeSession, depth: u32, n_gen: u32) -> Result<f64> {
     let test = Test { n_prompt: 0, n_gen, depth };
     let repeat = Repeat { times: 5, max_noise: None, most: 5, warmup: true, delay: Duration::ZERO };
     let mut watch =
-        Watch { stop: &crate::interrupt::requested, progress: &mut || (), monitor: None };
+        Watch { stop: &crate::interrupt::requested, progress: &mut |_| (), monitor: None };
     let all = measure(&mut [session], test, repeat, &mut watch)?;
     let times = all.iter().flat_map(|m| m.token_ms());
     Ok(Sorted::new(times).median().unwrap_or(0.0) * 1e3)

@@ -40,9 +40,16 @@ impl Progress {
         self.0.set_position(done);
     }
 
-    /// One more.
+    /// One more, of more than was expected if need be.
     pub(crate) fn step(&self) {
+        if self.0.position() == 0 {
+            // What came before, a warm-up, says nothing of what is left.
+            self.0.reset_eta();
+        }
         self.0.inc(1);
+        if self.0.length().is_some_and(|length| length < self.0.position()) {
+            self.0.set_length(self.0.position());
+        }
     }
 }
 

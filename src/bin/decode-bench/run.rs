@@ -16,10 +16,15 @@ use decode_graph::bench::{baseline, ceiling, nvml};
 use decode_graph::checkpoint::Checkpoint;
 use decode_graph::error::{Error, Result};
 use decode_graph::session::{
-    BackendChoice, DebugLevel, DecodeSession, EngineStats, SessionOptions,
+    BackendChoice, DebugLevel, DecodeSession, EngineStats, Overhead, SessionOptions,
 };
 use std::io::{self, Write};
 use std::time::Duration;
+
+/// Tokens that host time and relaunch gap are measured on, at most.
+const OVERHEAD_TOKENS: u32 = 256;
+/// Input of the first of them.
+const FIRST: u32 = 1;
 
 pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> {
     if args.list_devices {
@@ -64,9 +69,11 @@ pub(crate) fn run(args: &RunArgs, environment: &Environment) -> Result<Outcome> 
             }
         }
         let base = measurements[0].clone();
-        for ((setup, session), m) in setups.iter().zip(&sessions).zip(measurements) {
+        for ((setup, session), m) in setups.iter().zip(&mut sessions).zip(measurements) {
             let pair = (setup.mode != setups[0].mode).then(|| Pair::of(&setups[0].mode, &base, &m));
-            reports.row(&Record::new(setup.clone(), session.plan(), m, pair))?;
+            let beside =
+                if cut || interrupt::requested() { None } else { overhead(session, test)? };
+            reports.row(&Record::new(setup.clone(), session.plan(), m, pair, beside))?;
         }
         if cut {
             break;
@@ -175,15 +182,31 @@ fn one(
     let total = u64::from(test.steps()) * u64::from(repeat.times) * sessions.len() as u64;
     let bar = Progress::tokens(test.to_string(), environment, total);
     let mut tokens = 0;
-    let mut progress = || {
+    let mut progress = |is_measured| {
         tokens += 1;
-        bar.step();
+        if is_measured {
+            bar.step();
+        }
     };
     let mut watch = Watch { stop: &interrupt::requested, progress: &mut progress, monitor };
     let mut decoders: Vec<&mut dyn Decoder> =
         sessions.iter_mut().map(|s| s as &mut dyn Decoder).collect();
     let measurements = measure(&mut decoders, test, repeat, &mut watch)?;
     Ok((tokens, measurements))
+}
+
+/// What a token of `test` costs beside its kernels, measured after it: nothing of it is in its times.
+pub(crate) fn overhead(session: &mut DecodeSession, test: Test) -> Result<Option<Overhead>> {
+    let tokens = test.steps().min(OVERHEAD_TOKENS);
+    let measured = session.seek(test.depth, 0).and_then(|()| session.overhead(FIRST, tokens));
+    match measured {
+        Err(e) if !matches!(e, Error::Driver { fatal: true, .. }) => {
+            // The test's own times are good all the same.
+            note(&format!("warning: {test}: host time and relaunch gap are not known: {e}"));
+            Ok(None)
+        }
+        measured => measured,
+    }
 }
 
 /// What the rows say of each session.
