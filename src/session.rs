@@ -70,7 +70,7 @@ impl Default for SessionOptions {
             fused: true,
             sampling: None,
             debug: DebugLevel::default(),
-            persistent: false,
+            persistent: true,
             trace: false,
             red_zones: false,
         }

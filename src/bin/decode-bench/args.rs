@@ -95,7 +95,7 @@ pub(crate) struct EngineArgs {
 /// What a token is on a GPU; the default is the library's.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct KernelArgs {
-    /// A token as one persistent kernel, where device and plan have one (compute 9.0; on trial)
+    /// A token as one persistent kernel, where device and plan have one (compute 9.0): the default
     #[arg(long, conflicts_with = "chain")]
     persistent: bool,
     /// A token as a chain of kernels, one a step of the plan
