@@ -136,39 +136,18 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
-    const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
-    const bool last = share.split + 1 == share.splits;
-    // Queries by the first warps, key and value of this position by the last one: each look costs a
-    // round trip.
-    static_assert(HEADS * DIM / 4 <= THREADS - 32, "the last warp has no queries");
-    if (4 * thread_index() < HEADS * DIM) {
-        const uint32_t i = 4 * thread_index();
-        float v[1][4];
-        await_all(v, step.x + share.head * outputs + i, 0, i < outputs, tag);
-        __half2 high[2], low[2];
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const float a = i < outputs ? v[0][2 * j] * scale : 0.f, b = i < outputs ? v[0][2 * j + 1] * scale : 0.f;
-            high[j] = __floats2half2_rn(a, b);
-            const float2 h = __half22float2(high[j]);
-            low[j] = __floats2half2_rn(a - h.x, b - h.y);
-        }
-        *reinterpret_cast<uint2*>(&s.q[0][i / DIM][i % DIM]) = *reinterpret_cast<const uint2*>(high);
-        *reinterpret_cast<uint2*>(&s.q[1][i / DIM][i % DIM]) = *reinterpret_cast<const uint2*>(low);
-    } else if (last && warp == WARPS - 1) {
-        constexpr int MINE = DIM / 32;
-        float kv[2][MINE];
-        await_all<2, MINE>(kv, step.k_mail + share.head * DIM + lane * MINE,
-                           static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
-#pragma unroll
-        for (int e = 0; e < MINE; e++) {
-            s.now[0][lane * MINE + e] = __float2half_rn(kv[0][e]);
-            s.now[1][lane * MINE + e] = __float2half_rn(kv[1][e]);
-        }
+    for (uint32_t i = thread_index(); i < HEADS * DIM; i += THREADS) {
+        float v = 0.f;
+        if (i < outputs) v = await(step.x + share.head * outputs + i, tag) * scale;
+        const __half high = __float2half_rn(v);
+        s.q[0][i / DIM][i % DIM] = high;
+        s.q[1][i / DIM][i % DIM] = __float2half_rn(v - __half2float(high));
     }
     sync_workers();
 
     block.mark(STAGED);
+    const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
+    const bool last = share.split + 1 == share.splits;
     Running<DIM> run;
     uint32_t known = share.chunk;
     // Group `groups` is this position alone.
@@ -178,6 +157,17 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         const uint32_t count = now ? 1u : min(static_cast<uint32_t>(POSITIONS), board().position - (share.begin + i) * POSITIONS);
         const uint8_t* keys;
         if (now) {
+            // Key and value together: each look costs a round trip.
+            constexpr int MINE = DIM / 32;
+            float kv[2][MINE];
+            await_all<2, MINE>(kv, step.k_mail + share.head * DIM + lane * MINE,
+                               static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
+#pragma unroll
+            for (int e = 0; e < MINE; e++) {
+                s.now[0][lane * MINE + e] = __float2half_rn(kv[0][e]);
+                s.now[1][lane * MINE + e] = __float2half_rn(kv[1][e]);
+            }
+            __syncwarp();
             keys = reinterpret_cast<const uint8_t*>(s.now[0]);
         } else {
             keys = wait_chunk(chunk, known) + inside;
@@ -209,8 +199,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     }
 
     block.mark(FIRST);
-    // Join the warps that had a group.
-    const uint32_t active = min(static_cast<uint32_t>(WARPS), groups + (last ? 1u : 0u));
+    // Join the warps. One without work has largest = -inf and weight 0.
     run.sum += __shfl_xor_sync(~0u, run.sum, 1);
     run.sum += __shfl_xor_sync(~0u, run.sum, 2);
     if (t == 0) s.largest[warp][g] = run.largest, s.sum[warp][g] = run.sum;
@@ -235,11 +224,11 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     for (uint32_t o = thread_index(); o < outputs; o += THREADS) {
         const uint32_t h = o / DIM;
         float top = s.largest[0][h];
-#pragma unroll 4
-        for (uint32_t w = 1; w < active; w++) top = fmaxf(top, s.largest[w][h]);
+#pragma unroll
+        for (int w = 1; w < WARPS; w++) top = fmaxf(top, s.largest[w][h]);
         float total = 0.f, value = 0.f;
-#pragma unroll 4
-        for (uint32_t w = 0; w < active; w++) {
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
             const float f = exp2_approximate(s.largest[w][h] - top);
             total = fmaf(f, s.sum[w][h], total);
             value = fmaf(f, outs[w * outputs + o], value);
