@@ -1,4 +1,4 @@
-//! The tests of `gpu_engine.rs` with the persistent kernel, which is on trial.
+//! The tests of `gpu_engine.rs` with the persistent kernel.
 
 #[path = "gpu_engine.rs"]
 mod engine;

@@ -184,7 +184,7 @@ const TEST: Test = Test { n_prompt: 0, n_gen: 12, depth: 0 };
 fn measured(session: &mut DecodeSession) -> Result<Measurement> {
     let delay = Duration::ZERO;
     let repeat = Repeat { times: 2, max_noise: None, most: 2, warmup: false, delay };
-    let mut watch = Watch { stop: &|| false, progress: &mut || (), monitor: None };
+    let mut watch = Watch { stop: &|| false, progress: &mut |_| (), monitor: None };
     measure(&mut [session], TEST, repeat, &mut watch).map(|mut all| all.remove(0))
 }
 

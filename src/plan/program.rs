@@ -247,10 +247,8 @@ impl Instruction {
         let parts = (1..=units.min(WARPS)).rev().min_by_key(cost)?;
         // Tiles in pairs, and a thread for each of their rows.
         let at_once = ((SUMS / parts) & !1).min(32 * WARPS / tile::ROWS as u32);
-        self.slots[at::UNITS] = Slot::Words(
-            units | parts << 16 | sets(parts) << 24,
-            at_once | shift << 8,
-        );
+        self.slots[at::UNITS] =
+            Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | shift << 8);
         Some(())
     }
 
