@@ -102,7 +102,7 @@ fn every_unit_has_one_warp_and_the_ring_brings_it() {
                 let Slot::Words(low, high) = step.slots[7] else { continue };
                 let (at_once, shift) = (high & 0xff, high >> 8);
                 if kind == ATTENTION {
-                    assert!(2 * 16 * 64 << shift <= program.chunk_bytes, "{name}");
+                    assert!((2 * 16 * 64) << shift <= program.chunk_bytes, "{name}");
                     continue;
                 }
                 let widest =
