@@ -92,7 +92,7 @@ __device__ __forceinline__ uint64_t global_nanoseconds() {
 // Counts a block's arrival; true in every thread of the block that arrives last of `blocks`.
 // Everything that the blocks wrote before is then visible to it. The counter is 0 again after the
 // last arrival. All threads of the block call it.
-__device__ __forceinline__ bool last_to_arrive(uint32_t* counter, uint32_t blocks) {
+__device__ __forceinline__ bool arrives_last(uint32_t* counter, uint32_t blocks) {
     __syncthreads();
     bool last = false;
     if (threadIdx.x == 0) {
@@ -101,6 +101,19 @@ __device__ __forceinline__ bool last_to_arrive(uint32_t* counter, uint32_t block
         fence_device();
     }
     return __syncthreads_or(last);
+}
+
+// The same, told by a word in shared memory: for a kernel that has no register left for the other.
+__device__ __forceinline__ bool last_to_arrive(uint32_t* counter, uint32_t blocks) {
+    __shared__ uint32_t arrived;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        fence_device();
+        arrived = atomicInc(counter, blocks - 1);
+        fence_device();
+    }
+    __syncthreads();
+    return arrived == blocks - 1;
 }
 
 // --- Reductions, the same order of operations in every run ---------------------------------------
@@ -242,7 +255,7 @@ __device__ __forceinline__ void choose_and_advance(Candidate mine, StepState* st
         *reinterpret_cast<float2*>(candidates + 2 * blockIdx.x) =
             make_float2(best.value, __uint_as_float(best.index));
     }
-    if (!last_to_arrive(counters, gridDim.x)) return;
+    if (!arrives_last(counters, gridDim.x)) return;
     best = no_candidate();
     for (uint32_t b = threadIdx.x; b < gridDim.x; b += threads) {
         // From L2: other blocks wrote it during this kernel.
