@@ -7,7 +7,7 @@
 
 namespace persistent {
 
-// Sums of parts that are held before they are added up; a tile has half as many, at most.
+// Sums of parts that are held before they are added up.
 constexpr uint32_t SLOTS = 128;
 
 // The formats by their GGML type ids.

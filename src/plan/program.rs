@@ -28,7 +28,7 @@ const MOST_SHIFT: u32 = 3;
 /// Sums of parts of tiles that are held before they are added up.
 const SUMS: u32 = 128;
 /// Clock cycles of a warp's part of a tile, of a unit that it finds in registers, of one that it does
-/// not, and of a barrier before the first: about, on an H200.
+/// not, and of a barrier before the first: estimates, only their order of size matters.
 const PART_COST: u32 = 150;
 const HELD_COST: u32 = 350;
 const UNIT_COST: u32 = 450;
