@@ -74,7 +74,8 @@ struct Running {
 
     // Takes the scores of a group: this lane has head g, positions 2t, 2t + 1, 2t + 8, 2t + 9, of
     // which `count` are there; `keys` and `values` are its rows.
-    __device__ __forceinline__ void take(const float (&score)[2][2], const uint8_t* values, uint32_t count, uint32_t lane) {
+    __device__ __forceinline__ void take(const float (&score)[2][2], const uint8_t* values, uint32_t pitch, uint32_t count,
+                                         uint32_t lane) {
         const uint32_t g = lane >> 2, t = lane & 3;
         float top = fmaxf(fmaxf(score[0][0], score[0][1]), fmaxf(score[1][0], score[1][1]));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
@@ -92,14 +93,14 @@ struct Running {
         }
         const Terms first(w[0], w[1]), second(w[2], w[3]);
         const bool odd = t & 1;
-        const uint8_t* const at = values + (2 * t * DIM + EACH * g) * 2;
+        const uint8_t* const at = values + 2 * t * pitch + EACH * g * 2;
 #pragma unroll
         for (int h = 0; h < EACH / 8; h++) {
             uint32_t v[4][4];
 #pragma unroll
             for (int p = 0; p < 4; p++) {
                 // Lanes of other parity begin with the other half: other banks.
-                const uint8_t* row = at + ((p & 1) + 8 * (p >> 1)) * DIM * 2 + 16 * h;
+                const uint8_t* row = at + ((p & 1) + 8 * (p >> 1)) * pitch + 16 * h;
                 const uint2 x = *reinterpret_cast<const uint2*>(row + (odd ? 8 : 0));
                 const uint2 y = *reinterpret_cast<const uint2*>(row + (odd ? 0 : 8));
                 v[p][0] = odd ? y.x : x.x, v[p][1] = odd ? y.y : x.y;
@@ -173,14 +174,16 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
             keys = wait_chunk(chunk, known) + inside;
         }
         float d[2][4] = {};
-        const uint8_t* row = keys + g * DIM * 2 + t * 16;
+        // This position has one row: it is read in the place of all, and only the first counts.
+        const uint32_t pitch = now ? 0u : DIM * 2;
+        const uint8_t* const rows[2] = {keys + g * pitch + t * 16, keys + (g + 8) * pitch + t * 16};
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) {
             const uint4 a = load_shared(&s.q[0][g][32 * j + 8 * t]);
             const uint4 b = load_shared(&s.q[1][g][32 * j + 8 * t]);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                const uint4 k = *reinterpret_cast<const uint4*>(row + 8 * n * DIM * 2 + j * 64);
+                const uint4 k = *reinterpret_cast<const uint4*>(rows[n] + j * 64);
                 mma_f16(d[n], a.x, b.x, a.y, b.y, k.x, k.y);
                 mma_f16(d[n], a.z, b.z, a.w, b.w, k.z, k.w);
             }
@@ -194,7 +197,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         if (!now) release_chunk(chunk, 1, shift, lane);
         const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
         if (!now) values = wait_chunk(chunk + 1, known) + inside;
-        run.take(score, values, count, lane);
+        run.take(score, values, pitch, count, lane);
         if (!now) release_chunk(chunk + 1, 1, shift, lane);
     }
 
