@@ -11,7 +11,7 @@
 // The warps' partial results are joined in shared memory, those of several blocks
 // by mail of words {f32, 32-bit tag}: each block of a head joins an equal part of the outputs.
 #pragma once
-#include "product.cuh"
+#include "stream.cuh"
 
 namespace persistent {
 
@@ -127,13 +127,11 @@ struct Running {
 };
 
 template <int DIM>
-__device__ __forceinline__ void attend(const Instruction& step, Block& block) {
-    const Task& share = block.task();
-    if (share.split >= share.splits) return;
+__device__ __forceinline__ void attend(const Instruction& step, const Task& share, uint32_t at) {
     const uint32_t warp = thread_index() / 32, lane = thread_index() % 32, g = lane >> 2, t = lane & 3;
     const uint32_t group = static_cast<uint32_t>(step.group), outputs = group * DIM;
     const uint32_t tag = tag_of(step.x_tag, board().epoch);
-    Scratch<DIM>& s = *reinterpret_cast<Scratch<DIM>*>(block.records());
+    Scratch<DIM>& s = *reinterpret_cast<Scratch<DIM>*>(Memory().records);
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
@@ -146,7 +144,8 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     }
     sync_workers();
 
-    block.mark(STAGED);
+    const bool notes = board().launch.trace != nullptr && thread_index() == 0;
+    if (notes) note(at, STAGED, static_cast<uint32_t>(clock64()));
     const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
     const bool last = share.split + 1 == share.splits;
     Running<DIM> run;
@@ -194,14 +193,14 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
 #pragma unroll
             for (int c = 0; c < 2; c++)
                 score[n][c] = 8 * n + 2 * t + c < count ? d[n][c] + d[n][2 + c] : -INFINITY;
-        if (!now) release_chunk(chunk, 1, shift, lane);
+        if (!now) release_chunk(chunk, 8u >> shift, lane);
         const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
         if (!now) values = wait_chunk(chunk + 1, known) + inside;
         run.take(score, values, pitch, count, lane);
-        if (!now) release_chunk(chunk + 1, 1, shift, lane);
+        if (!now) release_chunk(chunk + 1, 8u >> shift, lane);
     }
 
-    block.mark(FIRST);
+    if (notes) note(at, FIRST, static_cast<uint32_t>(clock64()));
     // Join the warps. One without work has largest = -inf and weight 0.
     run.sum += __shfl_xor_sync(~0u, run.sum, 1);
     run.sum += __shfl_xor_sync(~0u, run.sum, 2);
@@ -216,7 +215,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         }
     }
     sync_workers();
-    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + block.step();
+    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + at;
     const uint32_t words = outputs + 2 * HEADS;  // of a split: out, largest, sum
     uint64_t* const partials = step.partials + static_cast<uint64_t>(share.head) * (gridDim.x / step.kv_heads) * words;
     auto store = [&](uint32_t o, float v) {
@@ -273,7 +272,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         for (int i = 0; i < 3; i++) to[i] = __uint_as_float(static_cast<uint32_t>(w[i]));
     };
     const uint32_t width = end - begin;
-    float* const joined = reinterpret_cast<float*>(block.records());  // [splits][width][largest, sum, out]
+    float* const joined = reinterpret_cast<float*>(Memory().records);  // [splits][width][largest, sum, out]
     for (uint32_t i = thread_index(); i < width * share.splits; i += THREADS) {
         const uint32_t split = i / width, o = begin + i % width, h = o / DIM;
         receive(split, {outputs + h, outputs + HEADS + h, o}, joined + 3 * i);

@@ -17,8 +17,8 @@ pub const SLOTS: usize = 48;
 pub const WARPS: u32 = 16;
 /// Warps that ask for weights: one thread does, a warp group is given its registers.
 pub const ASKING_WARPS: u32 = 4;
-/// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/stream.cuh`).
-const BOARD_BYTES: u32 = 12288;
+/// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/board.cuh`).
+const BOARD_BYTES: u32 = 15360;
 /// Chunks of the ring.
 pub const CHUNKS: u32 = 16;
 /// Chunks on their way, at most.
@@ -236,7 +236,7 @@ impl Instruction {
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
         // Tiles come one after the other: sets that are many tiles apart would wait for the ring.
         let near = (CHUNKS / 2 / units.div_ceil(1 << shift)).max(1);
-        let sets = |parts: u32| (WARPS / parts).min(near);
+        let sets = |parts: u32| (WARPS / parts).min(near).min(tiles);
         let cost = |parts: &u32| {
             let run = units.div_ceil(*parts);
             let unit = if run == 1 { HELD_COST } else { UNIT_COST };
@@ -245,8 +245,8 @@ impl Instruction {
         };
         // The most parts of equals: nearest to a tile at a time.
         let parts = (1..=units.min(WARPS)).rev().min_by_key(cost)?;
-        // Tiles in pairs, and a thread for each of their rows.
-        let at_once = ((SUMS / parts) & !1).min(32 * WARPS / tile::ROWS as u32);
+        // In fours, so that the same thread finishes a row in every step: it finds there what it wrote.
+        let at_once = (SUMS / parts) & !3;
         self.slots[at::UNITS] =
             Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | shift << 8);
         Some(())
@@ -455,7 +455,7 @@ impl Program {
         let record_bytes = instructions.iter().map(|i| i.record_bytes).max()?;
         let partials = instructions.iter().map(|i| u64::from(i.partials)).max()?;
         let record_bytes = record_bytes.next_multiple_of(128);
-        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
         let chunk_bytes = room / CHUNKS / 128 * 128;
         for i in &mut instructions {
@@ -480,8 +480,7 @@ mod tests {
     /// `constexpr … NAME = NUMBER;` of the kernel's sources.
     fn declared(name: &str) -> Option<u32> {
         let sources = [
-            include_str!("../../ptx/persistent/stream.cuh"),
-            include_str!("../../ptx/persistent/product.cuh"),
+            include_str!("../../ptx/persistent/board.cuh"),
             include_str!("../../ptx/persistent/attention.cuh"),
         ];
         let lines = sources.iter().flat_map(|s| s.lines()).filter(|l| l.starts_with("constexpr"));
