@@ -212,7 +212,7 @@ struct Pair {
         if (inside && b != nullptr) bias[0] = __ldg(b + base + e0), bias[1] = __ldg(b + base + e1);
         if (!rotates) return;
         // One f32 rounding for the angle, as the reference has it.
-        sincosf(static_cast<float>(board().position) * __ldg(step.freqs + pair), &sin, &cos);
+        sin_cos(static_cast<float>(board().position) * __ldg(step.freqs + pair), sin, cos);
         cos *= as_float(step.magnitude), sin *= as_float(step.magnitude);
     }
 };

@@ -48,8 +48,8 @@ __device__ __forceinline__ float stage(const Instruction& step, const Work& w, u
 }
 
 template <class Dot>
-__device__ __forceinline__ void stage_either(const Instruction& step, const Work& w, uint8_t* records) {
-    if ((w.code & CODE_GAIN) != 0) {
+__device__ __forceinline__ void stage_either(const Instruction& step, const Work& w, uint32_t code, uint8_t* records) {
+    if ((code & CODE_GAIN) != 0) {
         const float squares = stage<Dot, true, 1>(step, w, records);
         if (thread_index() % 32 == 0) board().squares[thread_index() / 32] = squares;
     } else {
@@ -57,12 +57,12 @@ __device__ __forceinline__ void stage_either(const Instruction& step, const Work
     }
 }
 
-__device__ __forceinline__ void stage_any(const Instruction& step, const Work& w, uint8_t* records) {
-    const uint32_t format = w.code & CODE_FORMAT;
-    if (format == 30u << 8) stage_either<gemv::BF16>(step, w, records);
-    else if (format == 0u << 8) stage_either<gemv::F32>(step, w, records);
-    else if (format == 1u << 8) stage_either<gemv::F16>(step, w, records);
-    else stage_either<gemv::IntegerStage>(step, w, records);
+__device__ __forceinline__ void stage_any(const Instruction& step, const Work& w, uint32_t code, uint8_t* records) {
+    const uint32_t format = code & CODE_FORMAT;
+    if (format == 30u << 8) stage_either<gemv::BF16>(step, w, code, records);
+    else if (format == 0u << 8) stage_either<gemv::F32>(step, w, code, records);
+    else if (format == 1u << 8) stage_either<gemv::F16>(step, w, code, records);
+    else stage_either<gemv::IntegerStage>(step, w, code, records);
 }
 
 // Where a warp is on its way through the block's tiles.
@@ -160,24 +160,30 @@ __device__ __forceinline__ void add_up(const Work& w, Way& way, uint32_t format,
 
 // The sums of W x, of part after part.
 __device__ __forceinline__ void product(const Instruction& step, const Work& w) {
-    uint32_t half = w.half;
+    // Read before the input is there; what comes after it is on every step's critical path.
+    uint32_t half = w.half, code = w.code, end = min(w.at_once, w.tiles), second = min(w.second, end);
     Way way;
     {
         const Memory memory;
         way = Way{w.n, w.chunk, w.known, reinterpret_cast<uint8_t*>(memory.half(half)) + w.sums, memory.records};
     }
-    stage_any(step, w, way.records);
-    if ((w.code & CODE_BARRIER) != 0) sync_workers();
+    asm volatile("" : "+r"(code), "+r"(end), "+r"(second));
+    stage_any(step, w, code, way.records);
+    if ((code & CODE_BARRIER) != 0) sync_workers();
     else __syncwarp();
-    if ((w.code & CODE_TRACE) != 0 && thread_index() == 0) note(w.index, STAGED, static_cast<uint32_t>(clock64()));
-    for (uint32_t base = 0;;) {
-        const uint32_t end = min(base + w.at_once, w.tiles), second = min(w.second, end);
-        add_up(w, way, w.code >> 8 & 0xffu, second);
-        if (second < end) add_up(w, way, w.code >> 16 & 0xffu, end);
+    if ((code & CODE_TRACE) != 0 && thread_index() == 0) note(w.index, STAGED, static_cast<uint32_t>(clock64()));
+    for (;;) {
+        // Tiles of the first format, then those of the second.
+#pragma unroll 1
+        for (uint32_t format = code & CODE_FORMAT, to = second;; format = (w.code & CODE_SECOND) >> 8, to = end) {
+            add_up(w, way, format >> 8, to);
+            if (to == end) break;
+        }
         sync_sums();
         if (end == w.tiles) break;
+        const uint32_t base = end;
+        end = min(base + w.at_once, w.tiles), second = min(w.second, end);
         half ^= 1;
-        base = end;
         way.sums = reinterpret_cast<uint8_t*>(Memory().half(half)) + ((way.n - base) * w.parts + w.first) * PART_BYTES;
     }
 }
