@@ -172,7 +172,7 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
         } else {
             keys = wait_chunk(chunk, known) + inside;
         }
-        float d[2][4] = {};
+        float d[2][2][4] = {};  // two sums each: a product waits for the one before it
         // This position has one row: it is read in the place of all, and only the first counts.
         const uint32_t pitch = now ? 0u : DIM * 2;
         const uint8_t* const rows[2] = {keys + g * pitch + t * 16, keys + (g + 8) * pitch + t * 16};
@@ -183,8 +183,8 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 const uint4 k = *reinterpret_cast<const uint4*>(rows[n] + j * 64);
-                mma_f16(d[n], a.x, b.x, a.y, b.y, k.x, k.y);
-                mma_f16(d[n], a.z, b.z, a.w, b.w, k.z, k.w);
+                mma_f16(d[n][0], a.x, b.x, a.y, b.y, k.x, k.y);
+                mma_f16(d[n][1], a.z, b.z, a.w, b.w, k.z, k.w);
             }
         }
         float score[2][2];
@@ -192,7 +192,7 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                score[n][c] = 8 * n + 2 * t + c < count ? d[n][c] + d[n][2 + c] : -INFINITY;
+                score[n][c] = 8 * n + 2 * t + c < count ? (d[n][0][c] + d[n][1][c]) + (d[n][0][2 + c] + d[n][1][2 + c]) : -INFINITY;
         if (!now) release_chunk(chunk, 8u >> shift, lane);
         const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
         if (!now) values = wait_chunk(chunk + 1, known) + inside;
@@ -201,14 +201,15 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
     }
 
     if (notes) note(at, FIRST, static_cast<uint32_t>(clock64()));
-    // Join the warps. One without work has largest = -inf and weight 0.
+    // Join the warps that had work.
+    const uint32_t active = min(WARPS, groups + (last ? 1u : 0u));
     run.sum += __shfl_xor_sync(~0u, run.sum, 1);
     run.sum += __shfl_xor_sync(~0u, run.sum, 2);
     if (t == 0) s.largest[warp][g] = run.largest, s.sum[warp][g] = run.sum;
 #pragma unroll
     for (int c = 0; c < 2; c++) {
         float* const row = outs + warp * outputs + (2 * t + c) * DIM + Running<DIM>::EACH * g;
-        if (2 * t + c < group) {
+        if (2 * t + c < group && warp < active) {
 #pragma unroll
             for (int m = 0; m < Running<DIM>::TILES; m++)
                 *reinterpret_cast<float2*>(row + 2 * m) = make_float2(run.out[m][c], run.out[m][2 + c]);
@@ -226,11 +227,11 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
     for (uint32_t o = thread_index(); o < outputs; o += THREADS) {
         const uint32_t h = o / DIM;
         float top = s.largest[0][h];
-#pragma unroll
-        for (int w = 1; w < WARPS; w++) top = fmaxf(top, s.largest[w][h]);
+#pragma unroll 4
+        for (uint32_t w = 1; w < active; w++) top = fmaxf(top, s.largest[w][h]);
         float total = 0.f, value = 0.f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
+#pragma unroll 4
+        for (uint32_t w = 0; w < active; w++) {
             const float f = exp2_approximate(s.largest[w][h] - top);
             total = fmaf(f, s.sum[w][h], total);
             value = fmaf(f, outs[w * outputs + o], value);

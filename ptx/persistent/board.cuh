@@ -74,16 +74,15 @@ struct alignas(16) Work {
 };
 static_assert(sizeof(Work) == 80, "of 16 bytes each");
 
-// Of Work::code: the step's kind, the formats of the weights, and how the input is staged.
+// Of Work::code: the step's kind, the formats of the weights, and flags.
 enum Code : uint32_t {
     CODE_KIND = 0xff,        // Kind
     CODE_FORMAT = 0xff00,    // of the first matrix, GGML type id
     CODE_SECOND = 0xff0000,  // of the last
-    CODE_GAIN = 1u << 24,    // a norm's gain is folded in
-    CODE_BARRIER = 1u << 25, // what the warp multiplies others have staged
-    CODE_WORK = 1u << 26,    // the block has a part of this step
-    CODE_TRACE = 1u << 27,   // and the clock is noted
-    CODE_LAST = 1u << 28,    // there is no step after it
+    CODE_BARRIER = 1u << 24, // what the warp multiplies others have staged
+    CODE_WORK = 1u << 25,    // the block has a part of this step
+    CODE_TRACE = 1u << 26,   // and the clock is noted
+    CODE_LAST = 1u << 27,    // there is no step after it
 };
 
 // At the start of the block's dynamic shared memory.
@@ -93,7 +92,6 @@ struct alignas(128) Board {
     uint64_t row_full[ROWS_AHEAD], row_empty[ROWS_AHEAD];
     uint64_t full[CHUNKS], empty[CHUNKS];
     Task tasks[ROWS_AHEAD];
-    float squares[WARPS];  // sums over each warp's share of a norm's input
     Parameters launch;
     uint32_t token, position, epoch;
     uint32_t asked;  // chunks asked for: all but the last FLIGHT of them have arrived

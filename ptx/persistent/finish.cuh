@@ -30,22 +30,36 @@ __device__ __forceinline__ float value_any(uint32_t format, const uint8_t* unit,
     return 0.f;
 }
 
+// Posts v, element r of a vector of `rows`, times `gain`, and the sum of squares of its tile; all lanes of a warp,
+// those without an element (`there` false) too. Tiles begin at lanes 0 and 16.
+__device__ __forceinline__ void publish(uint32_t* mail, uint32_t rows, uint32_t r, float v, float gain, bool there, uint32_t tag) {
+    if (there) post(mail, r, v * gain, tag);
+    float square = there ? v * v : 0.f;
+#pragma unroll
+    for (int o = 8; o > 0; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
+    if (there && r % ROWS == 0) post(mail + squares_of(rows), r / ROWS, square, tag);
+}
+
 // y[i] = scale · table[token, i], rows of y shared out as the projections' are: a thread that finishes a row
 // adds it to what it wrote itself.
 __device__ __forceinline__ void embed(const Instruction& step) {
     const uint32_t columns = static_cast<uint32_t>(step.columns), token = board().token;
     const uint32_t items = (columns + ROWS - 1) / ROWS;
-    const uint32_t begin = items * blockIdx.x / gridDim.x * ROWS;
-    const uint32_t end = min(items * (blockIdx.x + 1) / gridDim.x * ROWS, columns);
+    const uint32_t begin = items * blockIdx.x / gridDim.x * ROWS, end = items * (blockIdx.x + 1) / gridDim.x * ROWS;
     const uint32_t tag = tag_of(step.y_tag, board().epoch), format = static_cast<uint32_t>(step.format[0]);
     const uint32_t unit_length = unit_columns(format);
-    for (uint32_t i = begin + finisher(); i < end; i += FINISHERS) {
-        const uint32_t unit = i / unit_length;
-        const uint8_t* p = step.weight[0] + token / ROWS * step.tile_bytes[0] + unit * step.unit_bytes[0];
-        const uint32_t n = unit + 1 == units_of(step) ? static_cast<uint32_t>(step.tail) : unit_length;
-        const float v = __fmul_rn(value_any(format, p, token % ROWS, i % unit_length, n), as_float(step.magnitude));
-        step.y[i] = v;
-        post(step.y_mail, i, v, tag);
+    for (uint32_t i = begin + finisher(); i - finisher() % 32 < end; i += FINISHERS) {
+        const bool there = i < min(end, columns);
+        float v = 0.f, gain = 1.f;
+        if (there) {
+            const uint32_t unit = i / unit_length;
+            const uint8_t* p = step.weight[0] + token / ROWS * step.tile_bytes[0] + unit * step.unit_bytes[0];
+            const uint32_t n = unit + 1 == units_of(step) ? static_cast<uint32_t>(step.tail) : unit_length;
+            v = __fmul_rn(value_any(format, p, token % ROWS, i % unit_length, n), as_float(step.magnitude));
+            if (step.gain != nullptr) gain = __ldg(step.gain + i);
+            step.y[i] = v;
+        }
+        publish(step.y_mail, columns, i, v, gain, there, tag);
     }
 }
 
@@ -74,16 +88,27 @@ struct Step {
     __device__ __forceinline__ const float* sums(uint32_t which) const { return Memory().half(which); }
     __device__ __forceinline__ uint32_t count(uint32_t base) const { return min(at_once, end - base); }
 
-    // 1 / rms of the input; 1 without a norm.
-    __device__ __forceinline__ float scale(float eps, float over) const {
-        if (step.gain == nullptr) return 1.f;
-        const float4* s = reinterpret_cast<const float4*>(board().squares);
-        float4 a = s[0];
+    // 1 / rms of the input, from its sums of squares; all lanes of the warp, each warp for itself.
+    __device__ __forceinline__ float norm() const {
+        const uint32_t columns = static_cast<uint32_t>(step.columns), tiles = (columns + ROWS - 1) / ROWS;
+        const uint32_t* const mail = step.x + squares_of(columns);
+        const uint32_t x_tag = tag_of(step.x_tag, board().epoch);
+        constexpr uint32_t EACH = 8;  // words that a lane asks for at once: a look costs a round trip
+        float sum = 0.f;
+        for (uint32_t t = finisher() % 32; t < tiles; t += 32 * EACH) {
+            uint32_t w[EACH], wrong;
+            do {
+                wrong = 0;
 #pragma unroll
-        for (int w = 1; w < WARPS / 4; w++) a.x += s[w].x, a.y += s[w].y, a.z += s[w].z, a.w += s[w].w;
-        return rsqrtf(fmaf((a.x + a.y) + (a.z + a.w), over, eps));
+                for (uint32_t k = 0; k < EACH; k++) w[k] = t + 32 * k < tiles ? peek(mail + t + 32 * k) : x_tag;
+#pragma unroll
+                for (uint32_t k = 0; k < EACH; k++) wrong |= w[k] ^ x_tag;
+            } while ((wrong & TAG) != 0);
+#pragma unroll
+            for (uint32_t k = 0; k < EACH; k++) sum += opened(w[k]);
+        }
+        return rsqrtf(fmaf(warp_sum(sum), __frcp_rn(static_cast<float>(columns)), as_float(step.eps)));
     }
-    __device__ __forceinline__ float over() const { return __frcp_rn(static_cast<float>(static_cast<uint32_t>(step.columns))); }
 };
 
 __device__ __forceinline__ float zero(float) { return 0.f; }
@@ -107,25 +132,28 @@ __device__ __forceinline__ void finish_project(const Step& s) {
     const uint32_t rows = static_cast<uint32_t>(step.rows[0]), tag = s.tag, parts = s.parts;
     const float* const residual = step.residual;
     const float* const bias = step.bias[0];
+    const float* const gain = step.gain;
     uint32_t* const mail = step.y_mail;
     float* const y = step.y;
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const uint32_t count = s.count(base) * ROWS;
         uint32_t i = finisher(), r = base * ROWS + i;
-        float a = 0.f, b = 0.f;
+        float a, b, g;
+        bool there;
         auto carried = [&] {
-            if (i >= count || r >= rows) return;
-            if (residual != nullptr) a = __ldcg(residual + r);
-            if (bias != nullptr) b = __ldg(bias + r);
+            there = i < count && r < rows;
+            a = there && residual != nullptr ? __ldcg(residual + r) : 0.f;
+            b = there && bias != nullptr ? __ldg(bias + r) : 0.f;
+            g = there && gain != nullptr ? __ldg(gain + r) : 1.f;
         };
         carried();
         const float* p = s.sums(half) + i / ROWS * parts * ROWS + i % ROWS;
         s.wait(base);
-        while (i < count && r < rows) {
-            const float v = total<float>(p, parts) + b + a;
-            post(mail, r, v, tag);
-            y[r] = v;
+        while (i - finisher() % 32 < count) {
+            const float v = (there ? total<float>(p, parts) : 0.f) + b + a;
+            publish(mail, rows, r, v, g, there, tag);
+            if (there) y[r] = v;
             i += FINISHERS, r += FINISHERS, p += FINISHERS * parts;
             carried();
         }
@@ -139,14 +167,12 @@ __device__ __forceinline__ Candidate finish_head(const Step& s) {
     const uint32_t rows = static_cast<uint32_t>(step.rows[0]), parts = s.parts;
     const float* const bias = step.bias[0];
     float* const y = step.y;
-    const float over = s.over(), eps = as_float(step.eps);
-    float scale = 1.f;
+    const float scale = s.norm();
     Candidate best = no_candidate();
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const float* p = s.sums(half) + finisher() / ROWS * parts * ROWS + finisher() % ROWS;
         s.wait(base);
-        if (base == s.begin) scale = s.scale(eps, over);
         for (uint32_t i = finisher(); i < s.count(base) * ROWS; i += FINISHERS, p += FINISHERS * parts) {
             const uint32_t r = base * ROWS + i;
             if (r >= rows) break;
@@ -166,14 +192,12 @@ __device__ __forceinline__ void finish_gate_up(const Step& s) {
     const float* const bias[2] = {step.bias[0], step.bias[1]};
     uint32_t* const mail = step.y_mail;
     float* const y = step.y;
-    const float over = s.over(), eps = as_float(step.eps);
-    float scale = 1.f;
+    const float scale = s.norm();
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const uint32_t count = s.count(base) / 2 * ROWS;
         const float* p = s.sums(half) + finisher() / ROWS * 2 * parts * ROWS + finisher() % ROWS;
         s.wait(base);
-        if (base == s.begin) scale = s.scale(eps, over);
         for (uint32_t i = finisher(); i < count; i += FINISHERS, p += 2 * FINISHERS * parts) {
             const uint32_t r = base / 2 * ROWS + i;
             if (r >= rows) break;
@@ -220,8 +244,7 @@ struct Pair {
 __device__ __forceinline__ void finish_qkv(const Step& s) {
     const Instruction& step = s.step;
     const uint32_t tag = s.tag, parts = s.parts;
-    const float over = s.over(), eps = as_float(step.eps);
-    float scale = 1.f;
+    const float scale = s.norm();
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         bool waited = false;
@@ -237,8 +260,7 @@ __device__ __forceinline__ void finish_qkv(const Step& s) {
             __half* const cache = static_cast<__half*>(w.matrix == 2 ? step.values : step.keys) + row;
             if (!waited) {
                 s.wait(base);
-                if (base == s.begin) scale = s.scale(eps, over);
-                waited = true;
+                        waited = true;
             }
             if (i >= count || !w.inside) continue;
             const float2 ab = total<float2>(p, parts);

@@ -6,63 +6,42 @@
 
 namespace persistent {
 
-// Stages the warp's units of x (times the gain) for `Dot`; returns its sum of squares.
-template <class Dot, bool GAIN, int BATCH>
-__device__ __forceinline__ float stage(const Instruction& step, const Work& w, uint8_t* record) {
+// Stages the warp's units of x for `Dot`, BATCH at a time.
+template <class Dot, uint32_t BATCH>
+__device__ __forceinline__ void stage(const Instruction& step, const Work& w, uint8_t* record) {
     constexpr uint32_t COLUMNS = Dot::UNIT_COLUMNS, EACH = COLUMNS / 32;
-    const uint32_t lane = thread_index() % 32, columns = w.columns;
-    const uint32_t tag = w.staged >> 16 & 0xffu, apart = w.staged >> 8 & 0xffu;
-    float squares = 0.f;
+    const uint32_t lane = thread_index() % 32, columns = w.columns, staged = w.staged;
+    const uint32_t tag = staged >> 16 & 0xffu, apart = staged >> 8 & 0xffu;
     uint32_t unit = thread_index() / 32;
     record += unit * Dot::STAGE_BYTES;
-    for (uint32_t left = w.staged & 0xffu; left > 0; left -= min(left, static_cast<uint32_t>(BATCH))) {
-        float g[BATCH][EACH], v[BATCH][EACH];
-        if (GAIN) {
-            // Constant, but perhaps far away: asked for before the wait.
-#pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                gemv::Stager<Dot, 1, 1>::load_gain(g[b], step.gain, columns, unit + b * apart, lane);
-        }
+    for (uint32_t left = staged & 0xffu; left > 0; left -= min(left, BATCH)) {
+        float v[BATCH][EACH];
         uint32_t there = 0;
         const uint32_t at = unit * COLUMNS + lane * EACH;
 #pragma unroll
-        for (int b = 0; b < BATCH; b++)
+        for (uint32_t b = 0; b < BATCH; b++)
             there |= (b < left && at + b * apart * COLUMNS < columns ? 1u : 0u) << b;
         await_all(v, step.x + at, apart * COLUMNS, there, tag);
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            if (b >= left) continue;
-            if (GAIN) {
-#pragma unroll
-                for (int j = 0; j < EACH; j++) {
-                    squares = fmaf(v[b][j], v[b][j], squares);
-                    v[b][j] *= g[b][j];
-                }
-            }
-            Dot::stage(record + b * apart * Dot::STAGE_BYTES, v[b], lane);
-        }
+        for (uint32_t b = 0; b < BATCH; b++)
+            if (b < left) Dot::stage(record + b * apart * Dot::STAGE_BYTES, v[b], lane);
         unit += BATCH * apart;
         record += BATCH * apart * Dot::STAGE_BYTES;
     }
-    return GAIN ? warp_sum(squares) : 0.f;
 }
 
 template <class Dot>
-__device__ __forceinline__ void stage_either(const Instruction& step, const Work& w, uint32_t code, uint8_t* records) {
-    if ((code & CODE_GAIN) != 0) {
-        const float squares = stage<Dot, true, 1>(step, w, records);
-        if (thread_index() % 32 == 0) board().squares[thread_index() / 32] = squares;
-    } else {
-        stage<Dot, false, 2>(step, w, records);
-    }
+__device__ __forceinline__ void stage_either(const Instruction& step, const Work& w, uint8_t* records) {
+    if ((w.staged & 0xffu) <= 1) stage<Dot, 1>(step, w, records);
+    else stage<Dot, 2>(step, w, records);
 }
 
 __device__ __forceinline__ void stage_any(const Instruction& step, const Work& w, uint32_t code, uint8_t* records) {
     const uint32_t format = code & CODE_FORMAT;
-    if (format == 30u << 8) stage_either<gemv::BF16>(step, w, code, records);
-    else if (format == 0u << 8) stage_either<gemv::F32>(step, w, code, records);
-    else if (format == 1u << 8) stage_either<gemv::F16>(step, w, code, records);
-    else stage_either<gemv::IntegerStage>(step, w, code, records);
+    if (format == 30u << 8) stage_either<gemv::BF16>(step, w, records);
+    else if (format == 0u << 8) stage_either<gemv::F32>(step, w, records);
+    else if (format == 1u << 8) stage_either<gemv::F16>(step, w, records);
+    else stage_either<gemv::IntegerStage>(step, w, records);
 }
 
 // Where a warp is on its way through the block's tiles.

@@ -11,6 +11,10 @@
 // writes: how often the vector is published in a token; ordinal: which of them; epoch: the step's
 // number. A word's successive tags differ by one. A version is overwritten only by blocks that have
 // seen results which every reader of that version contributed to after reading it.
+//
+// What a norm reads is posted times the norm's gain: once, instead of a product in every block. Behind the
+// vector's words are those of the sums of squares (without the gain) of every 16 elements; 1 / rms is
+// a factor of the finished sums.
 #pragma once
 #include "../common.cuh"
 
@@ -28,14 +32,14 @@ struct alignas(128) Instruction {
     uint64_t units;          // and how they are shared out: Shape
     uint64_t unit_bytes[2];  // of the first format and of the last matrix's
     uint64_t tile_bytes[2];
-    uint64_t tail_bytes[2];  // of a tile's last unit
+    uint64_t unused[2];
     uint64_t tail;           // columns of a tile's last unit
     uint64_t format[2];      // GGML type ids
     // What the product needs.
     const uint32_t* x;  // mail
     uint64_t x_tag;     // writes << 16 | ordinal
-    const float* gain;
-    uint64_t eps;
+    const float* gain;  // of the norm that reads y: y is posted times it (EMBED, PROJECT), or null
+    uint64_t eps;       // of the norm of x (QKV, GATE_UP, LM_HEAD)
     uint64_t columns;
     float* y;
     uint32_t* y_mail;
@@ -125,6 +129,9 @@ __device__ __forceinline__ uint4 peek4(const uint32_t* mail) {
                  : "memory");
     return w;
 }
+
+// Where the sums of squares of a vector of `n` elements begin.
+__device__ __forceinline__ uint32_t squares_of(uint32_t n) { return (n + 3) & ~3u; }
 
 // Waits for one word.
 __device__ __forceinline__ float await(const uint32_t* mail, uint32_t tag) {

@@ -63,7 +63,6 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
     w.code = kind | static_cast<uint32_t>(step.format[0]) << 8 | static_cast<uint32_t>(step.format[1]) << 16;
     const bool works = kind == ATTENTION ? task.split < task.splits : kind != EMBED && task.begin < task.end;
     if (works) w.code |= CODE_WORK;
-    if (step.gain != nullptr) w.code |= CODE_GAIN;
     const bool own = shape.sets == 1;
     if (!own) w.code |= CODE_BARRIER;
     // Neighbours have neighbouring units: they arrive together.
@@ -136,15 +135,7 @@ __device__ __forceinline__ void plan(Board& board, const Instruction* program, u
         half = (half + batches_of(step, task)) & 1;
         chunk += chunks_of(step, task);
         __syncwarp();
-        if (lane == 0) {
-            barrier_arrive(gemv::shared_address(board.row_full + r), 1);
-            // One block brings the step's gain near for all.
-            if (step.gain != nullptr && (first + i) % gridDim.x == blockIdx.x) {
-                asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(step.gain),
-                             "r"(static_cast<uint32_t>(step.columns) * 4)
-                             : "memory");
-            }
-        }
+        if (lane == 0) barrier_arrive(gemv::shared_address(board.row_full + r), 1);
     }
 }
 

@@ -82,7 +82,6 @@ mod at {
     pub(super) const UNITS: usize = 7;
     pub(super) const UNIT_BYTES: usize = 8;
     pub(super) const TILE_BYTES: usize = 10;
-    pub(super) const TAIL_BYTES: usize = 12;
     pub(super) const TAIL: usize = 14;
     pub(super) const FORMAT: usize = 15;
     pub(super) const X: usize = 17;
@@ -151,6 +150,18 @@ struct Mail {
     published: Vec<(Buf, u32, u16)>,
     /// Key and value buffers of the last `qkv`.
     appended: Option<(Buf, Buf)>,
+    /// Steps so far.
+    steps: usize,
+    /// Of each version: what it is, the step that writes it, and the gain that its reader wants it
+    /// to be posted with.
+    versions: Vec<(Buf, usize, Option<Wanted>)>,
+}
+
+/// How a version is read: as it is, or times a norm's gain.
+#[derive(Clone, Copy, PartialEq)]
+enum Wanted {
+    Plain,
+    Times(Arg),
 }
 
 impl Mail {
@@ -169,6 +180,12 @@ impl Mail {
                 Some(0)
             }
         }
+    }
+
+    /// Notes how the last version of `buf` is read; `None` where another step reads it otherwise.
+    fn want(&mut self, buf: Buf, wanted: Wanted) -> Option<()> {
+        let version = self.versions.iter_mut().rev().find(|v| v.0 == buf)?;
+        (*version.2.get_or_insert(wanted) == wanted).then_some(())
     }
 }
 
@@ -194,7 +211,6 @@ impl Instruction {
             TileLayout { format: w.format, rows: w.rows as usize, columns: w.columns as usize };
         self.number(at::UNIT_BYTES + which, layout.unit_bytes() as u32);
         self.number(at::TILE_BYTES + which, layout.tile_bytes() as u32);
-        self.number(at::TAIL_BYTES + which, layout.tail_bytes() as u32);
         self.number(at::FORMAT + which, w.format.describe().ggml_id());
         if which == 0 {
             self.number(at::UNITS, layout.units() as u32);
@@ -252,31 +268,35 @@ impl Instruction {
         Some(())
     }
 
-    fn reads(&mut self, mail: &Mail, buf: Buf) -> Option<()> {
+    fn reads(&mut self, mail: &mut Mail, buf: Buf, wanted: Wanted) -> Option<()> {
+        mail.want(buf, wanted)?;
         self.slots[at::X] = Slot::Mail(buf);
         self.slots[at::X_TAG] = Slot::Version { writes: 0, ordinal: mail.ordinal(buf)? };
         Some(())
     }
 
     /// The first matrix, of the format that the activations are staged for, and its input.
-    fn multiplies(&mut self, mail: &Mail, w: &Matrix, x: Buf) -> Option<()> {
-        self.reads(mail, x)?;
+    fn multiplies(&mut self, mail: &mut Mail, w: &Matrix, x: Buf, wanted: Wanted) -> Option<()> {
+        self.reads(mail, x, wanted)?;
         self.matrix(0, w);
         self.record_bytes = activation_bytes(w.format) * self.number_at(at::UNITS)?;
         Some(())
     }
 
+    /// The product behind a norm. The gain is folded in by who posts its input, a factor an element
+    /// once instead of in every block; the root of the mean square is a factor of the sums.
+    fn norms(&mut self, mail: &mut Mail, w: &Matrix, norm: &RmsNorm) -> Option<()> {
+        self.arg(at::EPS, Arg::F32(norm.eps));
+        self.multiplies(mail, w, norm.x, Wanted::Times(Arg::Weight(norm.gain.id)))
+    }
+
     fn writes(&mut self, mail: &mut Mail, buf: Buf, elements: u32) -> Option<()> {
+        mail.versions.push((buf, mail.steps, None));
         self.arg(at::Y, Arg::Buf(buf));
         self.slots[at::Y_MAIL] = Slot::Mail(buf);
         let ordinal = mail.publish(buf, elements)?;
         self.slots[at::Y_TAG] = Slot::Version { writes: 0, ordinal };
         Some(())
-    }
-
-    fn norm(&mut self, norm: &RmsNorm) {
-        self.arg(at::GAIN, Arg::Weight(norm.gain.id));
-        self.arg(at::EPS, Arg::F32(norm.eps));
     }
 
     fn embed(op: &Embed, mail: &mut Mail) -> Option<Self> {
@@ -295,8 +315,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::Qkv);
-        this.multiplies(mail, q, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, q, &op.norm)?;
         this.matrix(1, v);
         this.arg(at::WEIGHT + 1, Arg::Weight(k.id));
         this.arg(at::WEIGHT + 2, Arg::Weight(v.id));
@@ -332,7 +351,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::Attention);
-        this.reads(mail, op.q)?;
+        this.reads(mail, op.q, Wanted::Plain)?;
         this.writes(mail, op.out, op.heads * cache.head_dim)?;
         this.number(at::ITEMS, POSITIONS);
         this.arg(at::MAGNITUDE, Arg::F32(op.scale));
@@ -353,7 +372,7 @@ impl Instruction {
     fn project(op: &fused::Project, mail: &mut Mail) -> Option<Self> {
         let w = &op.mat.weight;
         let mut this = Self::new(Kind::Project);
-        this.multiplies(mail, w, op.mat.x)?;
+        this.multiplies(mail, w, op.mat.x, Wanted::Plain)?;
         this.arg(at::BIAS, optional(op.mat.bias));
         this.arg(at::RESIDUAL, Arg::Buf(op.add.out));
         this.writes(mail, op.add.out, w.rows)?;
@@ -366,8 +385,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::GateUp);
-        this.multiplies(mail, gate, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, gate, &op.norm)?;
         this.arg(at::WEIGHT + 1, Arg::Weight(up.id));
         this.arg(at::BIAS, optional(op.gate.bias));
         this.arg(at::BIAS + 1, optional(op.up.bias));
@@ -377,8 +395,7 @@ impl Instruction {
 
     fn lm_head(op: &fused::LmHead, mail: &mut Mail) -> Option<Self> {
         let mut this = Self::new(Kind::LmHead);
-        this.multiplies(mail, &op.head.weight, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, &op.head.weight, &op.norm)?;
         this.arg(at::BIAS, optional(op.head.bias));
         this.arg(at::Y, Arg::Buf(op.head.out));
         this.slots[at::Y_TAG] = Slot::Arg(Arg::U32(0));
@@ -390,6 +407,12 @@ impl Instruction {
     }
 
     fn of(op: &Op, mail: &mut Mail) -> Option<Self> {
+        let this = Self::of_kind(op, mail);
+        mail.steps += 1;
+        this
+    }
+
+    fn of_kind(op: &Op, mail: &mut Mail) -> Option<Self> {
         match op {
             Op::Embed(op) => Self::embed(op, mail),
             Op::Qkv(op) => Self::qkv(op, mail),
@@ -415,6 +438,12 @@ impl Instruction {
             | Op::Sample(_) => None,
         }
     }
+}
+
+/// Words of a vector's mail: its elements, and behind them, from a multiple of four on, the sum of squares
+/// of every 16 of them.
+fn mail_words(elements: u32) -> u32 {
+    elements.next_multiple_of(4) + tiles(elements)
 }
 
 /// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
@@ -452,6 +481,15 @@ impl Program {
                 }
             }
         }
+        for (_, step, wanted) in &mail.versions {
+            if let Some(Wanted::Times(gain)) = wanted {
+                // Only these two can: they have whole rows of the input of a norm.
+                let writer = instructions.get_mut(*step)?;
+                let kind = writer.number_at(at::KIND)?;
+                (kind == Kind::Embed as u32 || kind == Kind::Project as u32).then_some(())?;
+                writer.arg(at::GAIN, *gain);
+            }
+        }
         let record_bytes = instructions.iter().map(|i| i.record_bytes).max()?;
         let partials = instructions.iter().map(|i| u64::from(i.partials)).max()?;
         let record_bytes = record_bytes.next_multiple_of(128);
@@ -463,7 +501,7 @@ impl Program {
         }
         Some(Self {
             instructions,
-            mail: mail.published,
+            mail: mail.published.into_iter().map(|(b, n, w)| (b, mail_words(n), w)).collect(),
             partials: partials * u64::from(gpu.sms),
             grid: gpu.sms,
             chunk_bytes,
