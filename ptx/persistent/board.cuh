@@ -23,10 +23,7 @@ constexpr uint32_t FINISHERS = 64;        // threads of them
 
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
-#ifndef FLIGHT_N
-#define FLIGHT_N 6
-#endif
-constexpr uint32_t FLIGHT = FLIGHT_N;   // on their way, at most
+constexpr uint32_t FLIGHT = 6;   // on their way, at most
 constexpr uint32_t ROWS_AHEAD = 8;
 constexpr uint32_t SLOTS = 128;  // sums of parts that are held before they are added up
 constexpr uint32_t PART_BYTES = ROWS * sizeof(float);

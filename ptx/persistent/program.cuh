@@ -171,21 +171,6 @@ __device__ __forceinline__ void await_all(float (&v)[BATCH][N], const uint32_t* 
     for (int b = 0; b < BATCH; b++)
 #pragma unroll
         for (int j = 0; j < N; j++) w[b][j] = tag;
-#if POLL == 1
-    for (;;) {
-        bool missing = false;
-#pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            if ((mine >> b & 1) != 0 && peek_all(w[b], mail + b * stride, tag) != 0) missing = true;
-        if (!__any_sync(~0u, missing)) break;
-    }
-#elif POLL == 2
-    while (__any_sync(~0u, mine != 0)) {
-#pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            if ((mine >> b & 1) != 0 && peek_all(w[b], mail + b * stride, tag) == 0) mine &= ~(1u << b);
-    }
-#else
     for (;;) {
         const uint32_t* missing = nullptr;
 #pragma unroll
@@ -198,7 +183,6 @@ __device__ __forceinline__ void await_all(float (&v)[BATCH][N], const uint32_t* 
         const uint64_t at = __shfl_sync(~0u, reinterpret_cast<uint64_t>(missing), 31 - __clz(lanes));
         while (((peek(reinterpret_cast<const uint32_t*>(at)) ^ tag) & TAG) != 0) {}
     }
-#endif
 #pragma unroll
     for (int b = 0; b < BATCH; b++)
 #pragma unroll
