@@ -146,14 +146,16 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
 
     const bool notes = board().launch.trace != nullptr && thread_index() == 0;
     if (notes) note(at, STAGED, static_cast<uint32_t>(clock64()));
-    const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
+    const Shape shape(step.units);
+    const uint32_t groups = share.end - share.begin;
     const bool last = share.split + 1 == share.splits;
     Running<DIM> run;
     uint32_t known = share.chunk;
     // Group `groups` is this position alone.
     for (uint32_t i = warp; i < groups + (last ? 1u : 0u); i += WARPS) {
         const bool now = i == groups;
-        const uint32_t chunk = share.chunk + (i >> shift) * 2, inside = (i & ((1u << shift) - 1)) * (POSITIONS * DIM * 2);
+        const uint32_t place = Shape::divide(i, shape.inverse), chunk = share.chunk + place * 2;
+        const uint32_t inside = (i - place * shape.each) * (POSITIONS * DIM * 2);
         const uint32_t count = now ? 1u : min(static_cast<uint32_t>(POSITIONS), board().position - (share.begin + i) * POSITIONS);
         const uint8_t* keys;
         if (now) {
@@ -193,11 +195,11 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
 #pragma unroll
             for (int c = 0; c < 2; c++)
                 score[n][c] = 8 * n + 2 * t + c < count ? (d[n][0][c] + d[n][1][c]) + (d[n][0][2 + c] + d[n][1][2 + c]) : -INFINITY;
-        if (!now) release_chunk(chunk, 8u >> shift, lane);
+        if (!now) release_chunk(chunk, lane);
         const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
         if (!now) values = wait_chunk(chunk + 1, known) + inside;
         run.take(score, values, pitch, count, lane);
-        if (!now) release_chunk(chunk + 1, 8u >> shift, lane);
+        if (!now) release_chunk(chunk + 1, lane);
     }
 
     if (notes) note(at, FIRST, static_cast<uint32_t>(clock64()));

@@ -49,7 +49,7 @@ struct Task {
 // sixteen warps between an arrival and a post would be most of a step's time.
 struct alignas(16) Work {
     uint32_t code;     // Code
-    uint32_t staged;   // units that it stages, 8 bits; how far apart, 8; tag of their words, 8; releases of a unit, 8
+    uint32_t staged;   // units that it stages, 8 bits; how far apart, 8; tag of their words, 8; Shape::each, 8
     uint32_t columns;  // of the input
     uint32_t known;    // the block's first chunk: all before it have arrived
 
@@ -65,7 +65,7 @@ struct alignas(16) Work {
     uint32_t sums;        // bytes from tile 0 and part 0 to tile n and this part
     uint32_t sums_apart;  // from one of its tiles to the next
     uint32_t first, parts, units;  // of a tile it multiplies units first, first + parts, …
-    uint32_t tail;                 // columns of a tile's last unit, 16 bits; Shape::shift
+    uint32_t tail;                 // columns of a tile's last unit, 16 bits; Shape::inverse, 16
     uint32_t half;                 // of the sums that is free
     uint32_t index;                // of the step, from the launch's first
 };

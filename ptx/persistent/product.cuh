@@ -67,13 +67,13 @@ template <class F>
 __device__ __forceinline__ void add_up_one(const Work& w, Way& way, uint32_t end) {
     const uint32_t lane = thread_index() % 32, inside = w.inside * F::UNIT_BYTES;
     const uint32_t last = w.first + 1 == w.units ? w.tail & 0xffffu : static_cast<uint32_t>(F::UNIT_COLUMNS);
-    const uint32_t releases = w.staged >> 24, apart = w.apart, sums_apart = w.sums_apart, sets = w.sets;
+    const uint32_t apart = w.apart, sums_apart = w.sums_apart, sets = w.sets;
     const typename F::Held x(way.records + w.first * F::STAGE_BYTES, static_cast<int>(lane));
 #pragma unroll 1
     do {
         float low = 0.f, high = 0.f;
         F::dot_of(wait_chunk(way.chunk, way.known) + inside, x, static_cast<int>(lane), last, low, high);
-        release_chunk(way.chunk, releases, lane);
+        release_chunk(way.chunk, lane);
         keep_sums(reinterpret_cast<float*>(way.sums), low, high, lane);
         way.chunk += apart, way.sums += sums_apart, way.n += sets;
     } while (way.n < end);
@@ -82,18 +82,18 @@ __device__ __forceinline__ void add_up_one(const Work& w, Way& way, uint32_t end
 // Several units of each tile.
 template <class F>
 __device__ __forceinline__ void add_up_run(const Work& w, Way& way, uint32_t end) {
-    const uint32_t lane = thread_index() % 32, shift = w.tail >> 16, mask = (1u << shift) - 1, releases = w.staged >> 24;
-    const uint32_t first = w.first, parts = w.parts, units = w.units, before = first >> shift;
+    const uint32_t lane = thread_index() % 32, each = w.staged >> 24, inverse = w.tail >> 16;
+    const uint32_t first = w.first, parts = w.parts, units = w.units, before = Shape::divide(first, inverse);
 #pragma unroll 1
     do {
         float low = 0.f, high = 0.f;
 #pragma unroll 1
         for (uint32_t k = first; k < units; k += parts) {
-            const uint32_t c = way.chunk + (k >> shift) - before;
-            const uint8_t* unit = wait_chunk(c, way.known) + (k & mask) * F::UNIT_BYTES;
+            const uint32_t place = Shape::divide(k, inverse), c = way.chunk + place - before;
+            const uint8_t* unit = wait_chunk(c, way.known) + (k - place * each) * F::UNIT_BYTES;
             F::dot(unit, way.records + k * F::STAGE_BYTES, static_cast<int>(lane),
                    k + 1 == units ? w.tail & 0xffffu : static_cast<uint32_t>(F::UNIT_COLUMNS), low, high);
-            release_chunk(c, releases, lane);
+            release_chunk(c, lane);
         }
         keep_sums(reinterpret_cast<float*>(way.sums), low, high, lane);
         way.chunk += w.apart, way.sums += w.sums_apart, way.n += w.sets;

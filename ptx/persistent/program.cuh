@@ -74,13 +74,18 @@ static_assert(sizeof(Instruction) == 384, "the host twin has 48 slots");
 struct Shape {
     uint32_t units, parts, sets;
     uint32_t at_once;  // tiles whose parts are added up together
-    uint32_t shift;    // a chunk has 1 << shift units
+    uint32_t each;     // units of a chunk
+    uint32_t inverse;  // 2^15 / each, rounded up
 
     __device__ __forceinline__ explicit Shape(uint64_t slot) {
         const uint32_t low = static_cast<uint32_t>(slot), high = static_cast<uint32_t>(slot >> 32);
         units = low & 0xffffu, parts = low >> 16 & 0xffu, sets = low >> 24;
-        at_once = high & 0xffu, shift = high >> 8 & 0xffu;
+        at_once = high & 0xffu, each = high >> 8 & 0xffu, inverse = high >> 16;
     }
+    // Chunks that `n` units fill.
+    __device__ __forceinline__ uint32_t chunks(uint32_t n) const { return divide(n + each - 1, inverse); }
+    // k / each, for k below 4096.
+    static __device__ __forceinline__ uint32_t divide(uint32_t k, uint32_t inverse) { return k * inverse >> 15; }
 };
 __device__ __forceinline__ uint32_t units_of(const Instruction& i) { return static_cast<uint32_t>(i.units) & 0xffffu; }
 

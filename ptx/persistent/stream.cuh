@@ -3,7 +3,7 @@
 // earlier cache rows are constant during a token, so the stream runs ahead of all dependencies as
 // far as the ring reaches.
 //
-//   chunk   up to a power of two of units of one tile, or of keys or of values
+//   chunk   up to UNITS units of one tile, or of keys or of values
 //   ring    CHUNKS places for chunks; one is overwritten when every unit in it has been released
 #pragma once
 #include "work.cuh"
@@ -35,7 +35,7 @@ struct Producer {
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream));
     }
 
-    // Asks for a chunk of `n` bytes; `missing` of the releases that its place counts on will not come.
+    // Asks for a chunk of `n` bytes; `missing` of the UNITS that its place counts on will not come.
     __device__ __forceinline__ void put(const uint8_t* from, uint32_t n, uint32_t missing) {
         const uint32_t d = next % CHUNKS, full = barriers + 8 * d, empty = full + 8 * CHUNKS;
         if (next >= CHUNKS) barrier_wait(empty, (next / CHUNKS - 1) & 1);
@@ -55,9 +55,9 @@ struct Producer {
         const uint64_t base = static_cast<uint64_t>(task.head) * step.capacity * row;
         const uint8_t* const keys = static_cast<const uint8_t*>(step.keys) + base;
         const uint8_t* const values = static_cast<const uint8_t*>(step.values) + base;
-        const uint32_t shift = Shape(step.units).shift, most = 1u << shift;
+        const uint32_t most = Shape(step.units).each;
         for (uint32_t g = task.begin; g < end; g += most) {
-            const uint32_t units = min(most, end - g), missing = UNITS - (units << (3 - shift));
+            const uint32_t units = min(most, end - g), missing = UNITS - units;
             const uint32_t n = min(units * positions, position - g * positions) * row, at = g * positions * row;
             put(keys + at, n, missing);
             put(values + at, n, missing);
@@ -66,7 +66,7 @@ struct Producer {
 
     __device__ __forceinline__ void ask_tiles(const Instruction& step, uint32_t begin, uint32_t end) {
         const Shape shape(step.units);
-        const uint32_t most = 1u << shape.shift, pairs = step.kind == GATE_UP;
+        const uint32_t most = shape.each, pairs = step.kind == GATE_UP;
         const uint8_t* const weight[3] = {step.weight[0], step.weight[1], step.weight[2]};
         const uint32_t t0 = pairs ? 0 : static_cast<uint32_t>(step.tiles[0]);
         const uint32_t t1 = t0 + static_cast<uint32_t>(step.tiles[1]);
@@ -74,7 +74,7 @@ struct Producer {
         const uint32_t tile_bytes[2] = {static_cast<uint32_t>(step.tile_bytes[0]), static_cast<uint32_t>(step.tile_bytes[1])};
         for (uint32_t v = begin; v < end; v++) {
             const uint8_t* from;
-            uint32_t chunk = unit_bytes[0] << shape.shift, left = tile_bytes[0];
+            uint32_t chunk = unit_bytes[0] * most, left = tile_bytes[0];
             if (pairs) {
                 from = ((v & 1) == 0 ? weight[0] : weight[1]) + static_cast<uint64_t>(v / 2) * left;
             } else if (v < t0) {
@@ -82,16 +82,16 @@ struct Producer {
             } else if (v < t1) {
                 from = weight[1] + static_cast<uint64_t>(v - t0) * left;
             } else {
-                chunk = unit_bytes[1] << shape.shift, left = tile_bytes[1];
+                chunk = unit_bytes[1] * most, left = tile_bytes[1];
                 from = weight[2] + static_cast<uint64_t>(v - t1) * left;
             }
             uint32_t k = shape.units;
             for (; k > most; k -= most) {
-                put(from, chunk, 0);
+                put(from, chunk, UNITS - most);
                 from += chunk;
                 left -= chunk;
             }
-            put(from, left, UNITS - (k << (3 - shape.shift)));
+            put(from, left, UNITS - k);
         }
     }
 
@@ -126,12 +126,12 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c, uint32_t& known
     }
     return wait_chunk(c);
 }
-// This warp has read what counts for `releases` of the UNITS of chunk `c`. What overwrites it is
+// This warp has read one of the units of chunk `c`. What overwrites it is
 // a bulk copy, of another proxy: without the fence it was seen to overtake loads that were issued
 // before the release (the barrier orders only what the generic proxy does).
-__device__ __forceinline__ void release_chunk(uint32_t c, uint32_t releases, uint32_t lane) {
+__device__ __forceinline__ void release_chunk(uint32_t c, uint32_t lane) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
-    if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), releases);
+    if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), 1);
 }
 }  // namespace persistent

@@ -71,7 +71,7 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
     const bool multiplies = set < shape.sets;
     const uint32_t apart = own ? shape.parts : WARPS;
     const uint32_t count = shape.units > warp && (multiplies || !own) && apart != 0 ? (shape.units - warp - 1) / apart + 1 : 0;
-    w.staged = count | apart << 8 | tag_of(step.x_tag, epoch) << 16 | 1u << (24 + 3 - shape.shift);
+    w.staged = count | apart << 8 | tag_of(step.x_tag, epoch) << 16 | shape.each << 24;
     w.columns = static_cast<uint32_t>(step.columns), w.known = task.chunk;
     w.n = multiplies ? set : NO_TILE, w.tiles = w.second = task.end - task.begin;
     if (kind == QKV) {
@@ -79,12 +79,12 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
         w.second = min(w.second, before - min(before, task.begin));
     }
     w.at_once = shape.at_once;
-    const uint32_t mask = (1u << shape.shift) - 1, chunks = (shape.units + mask) >> shape.shift;
+    const uint32_t chunks = shape.chunks(shape.units), place = Shape::divide(first, shape.inverse);
     const uint32_t tail = static_cast<uint32_t>(step.tail);
-    w.chunk = task.chunk + set * chunks + (first >> shape.shift), w.apart = shape.sets * chunks;
-    w.inside = first & mask, w.sets = shape.sets;
+    w.chunk = task.chunk + set * chunks + place, w.apart = shape.sets * chunks;
+    w.inside = first - place * shape.each, w.sets = shape.sets;
     w.sums = (set * shape.parts + first) * PART_BYTES, w.sums_apart = shape.sets * shape.parts * PART_BYTES;
-    w.first = first, w.parts = shape.parts, w.units = shape.units, w.tail = tail | shape.shift << 16;
+    w.first = first, w.parts = shape.parts, w.units = shape.units, w.tail = tail | shape.inverse << 16;
     w.half = half;
     return w;
 }
@@ -93,9 +93,8 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
 __device__ __forceinline__ uint32_t chunks_of(const Instruction& step, const Task& task) {
     if (step.kind == EMBED) return 0;
     const Shape shape(step.units);
-    const uint32_t inside = (1u << shape.shift) - 1, count = task.end - task.begin;
-    if (step.kind == ATTENTION) return 2 * ((count + inside) >> shape.shift);
-    return count * ((shape.units + inside) >> shape.shift);
+    const uint32_t count = task.end - task.begin;
+    return step.kind == ATTENTION ? 2 * shape.chunks(count) : count * shape.chunks(shape.units);
 }
 
 // How often the sums of a block's part of a step are complete: each time they go to the other half.

@@ -23,8 +23,8 @@ const BOARD_BYTES: u32 = 15360;
 pub const CHUNKS: u32 = 16;
 /// Chunks on their way, at most.
 pub const FLIGHT: u32 = 6;
-/// Units of a chunk, at most, as a power of two.
-const MOST_SHIFT: u32 = 3;
+/// Units of a chunk, at most.
+const UNITS: u32 = 8;
 /// Sums of parts of tiles that are held before they are added up.
 const SUMS: u32 = 128;
 /// Clock cycles of a warp's part of a tile, of a unit that it finds in registers, of one that it does
@@ -237,21 +237,26 @@ impl Instruction {
         if kind == Kind::Embed as u32 {
             return Some(());
         }
-        let shift =
-            |unit_bytes: u32| (0..=MOST_SHIFT).rev().find(|s| unit_bytes << s <= chunk_bytes);
+        let each = |unit_bytes: u32| {
+            let n = (chunk_bytes / unit_bytes).min(UNITS);
+            (n > 0).then_some(n)
+        };
+        // In the upper half of the slot: the kernel divides by multiplying.
+        let in_chunks = |each: u32| each << 8 | (1u32 << 15).div_ceil(each) << 16;
         if kind == Kind::Attention as u32 {
             let group_bytes = POSITIONS * 2 * self.number_at(at::HEAD_DIM)?;
-            let shift = shift(group_bytes)?;
-            self.slots[at::UNITS] = Slot::Words(0, shift << 8);
+            // A power of two: there may be more groups than the division is exact for.
+            let each = 1 << each(group_bytes)?.ilog2();
+            self.slots[at::UNITS] = Slot::Words(0, in_chunks(each));
             return Some(());
         }
         let unit_bytes = self.number_at(at::UNIT_BYTES)?;
         let other = self.number_at(at::UNIT_BYTES + 1).unwrap_or(0);
-        let shift = shift(unit_bytes.max(other))?;
+        let each = each(unit_bytes.max(other))?;
         let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
         // Tiles come one after the other: sets that are many tiles apart would wait for the ring.
-        let near = (CHUNKS / 2 / units.div_ceil(1 << shift)).max(1);
+        let near = (CHUNKS / 2 / units.div_ceil(each)).max(1);
         let sets = |parts: u32| (WARPS / parts).min(near).min(tiles);
         let cost = |parts: &u32| {
             let run = units.div_ceil(*parts);
@@ -264,7 +269,7 @@ impl Instruction {
         // In fours, so that the same thread finishes a row in every step: it finds there what it wrote.
         let at_once = (SUMS / parts) & !3;
         self.slots[at::UNITS] =
-            Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | shift << 8);
+            Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | in_chunks(each));
         Some(())
     }
 
@@ -532,7 +537,7 @@ mod tests {
             ("BOARD_BYTES", BOARD_BYTES),
             ("CHUNKS", CHUNKS),
             ("FLIGHT", FLIGHT),
-            ("UNITS", 1 << MOST_SHIFT),
+            ("UNITS", UNITS),
             ("SLOTS", SUMS),
             ("HEADS", HEADS),
             ("POSITIONS", POSITIONS),
