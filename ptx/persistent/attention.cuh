@@ -135,9 +135,9 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
-    for (uint32_t i = thread_index(); i < HEADS * DIM; i += THREADS) {
-        float v = 0.f;
-        if (i < outputs) v = await(step.x + share.head * outputs + i, tag) * scale;
+    // Rows of heads that there are not stay as they are: what comes of them goes nowhere.
+    for (uint32_t i = thread_index(); i < outputs; i += THREADS) {
+        const float v = await(step.x + share.head * outputs + i, tag) * scale;
         const __half high = __float2half_rn(v);
         s.q[0][i / DIM][i % DIM] = high;
         s.q[1][i / DIM][i % DIM] = __float2half_rn(v - __half2float(high));
@@ -217,14 +217,17 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
                 *reinterpret_cast<float2*>(row + 2 * m) = make_float2(run.out[m][c], run.out[m][2 + c]);
         }
     }
+    // Where the results go.
+    const uint32_t y_tag = tag_of(step.y_tag, board().epoch);
+    uint32_t* const y_mail = step.y_mail + share.head * outputs;
+    float* const y = step.y + share.head * outputs;
     sync_workers();
     const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + at;
     const uint32_t words = outputs + 2 * HEADS;  // of a split: out, largest, sum
     uint64_t* const partials = step.partials + static_cast<uint64_t>(share.head) * (gridDim.x / step.kv_heads) * words;
     auto store = [&](uint32_t o, float v) {
-        const uint32_t at = share.head * outputs + o;
-        step.y[at] = v;
-        post(step.y_mail, at, v, tag_of(step.y_tag, board().epoch));
+        post(y_mail, o, v, y_tag);
+        y[o] = v;
     };
     for (uint32_t o = thread_index(); o < outputs; o += THREADS) {
         const uint32_t h = o / DIM;
@@ -239,7 +242,7 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
             value = fmaf(f, outs[w * outputs + o], value);
         }
         if (share.splits == 1) {
-            store(o, value / total);
+            store(o, __fdividef(value, total));
         } else {
             auto send = [&](uint32_t at, float v) {
                 const uint64_t word = static_cast<uint64_t>(tag32) << 32 | __float_as_uint(v);
@@ -289,7 +292,7 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
             total = fmaf(f, joined[3 * j + 1], total);
             value = fmaf(f, joined[3 * j + 2], value);
         }
-        store(begin + i, value / total);
+        store(begin + i, __fdividef(value, total));
     }
     sync_workers();
 }

@@ -266,8 +266,9 @@ impl Instruction {
         };
         // The most parts of equals: nearest to a tile at a time.
         let parts = (1..=units.min(WARPS)).rev().min_by_key(cost)?;
-        // In fours, so that the same thread finishes a row in every step: it finds there what it wrote.
-        let at_once = (SUMS / parts) & !3;
+        // In fours, so that the same thread finishes a row in every step: it finds there what it wrote. Not
+        // too many: what is finished while the next are multiplied need not be waited for.
+        let at_once = ((SUMS / parts) & !3).min(16);
         self.slots[at::UNITS] =
             Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | in_chunks(each));
         Some(())
