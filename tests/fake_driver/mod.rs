@@ -109,6 +109,11 @@ impl Fake {
         STATE.lock().memory_bytes = bytes;
     }
 
+    /// What device memory holds, by address.
+    pub(crate) fn contents(&self) -> Vec<(u64, Vec<u8>)> {
+        STATE.lock().contents()
+    }
+
     /// Compute capability.
     pub(crate) fn set_compute(&self, compute: (i32, i32)) {
         STATE.lock().compute = compute;

@@ -339,6 +339,11 @@ impl State {
         memory.map_or(address, |host| host + range.start as u64)
     }
 
+    pub(super) fn contents(&self) -> Vec<(u64, Vec<u8>)> {
+        let on_device = self.memory.iter().filter(|(_, m)| !m.pinned);
+        on_device.map(|(address, m)| (*address, m.bytes().to_vec())).collect()
+    }
+
     /// The `rows` of a persistent kernel's program at `address`, with addresses of the host.
     pub(super) fn program_on_host(&mut self, address: u64, rows: usize) -> Result<Vec<Row>, u32> {
         let mut program = vec![Row([0; SLOTS]); rows];

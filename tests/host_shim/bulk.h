@@ -15,11 +15,13 @@ struct MemoryBarrier {
     int32_t bytes_and_parity;
 
     uint32_t parity() const { return bytes_and_parity & 1; }
-    void settle() {
-        if (missing != 0 || bytes_and_parity >> 1 != 0) return;
+    // Whether this ended a phase.
+    bool settle() {
+        if (missing != 0 || bytes_and_parity >> 1 != 0) return false;
         missing = count;
         bytes_and_parity ^= 1;
         events++;
+        return true;
     }
 };
 static_assert(sizeof(MemoryBarrier) == 8);
@@ -35,7 +37,8 @@ inline void barrier_arrive(uint32_t at, uint32_t count) {
     MemoryBarrier& b = barrier_at(at);
     if (count > b.missing) misuse(std::to_string(count) + " arrivals at " + std::to_string(at) + ", which misses " + std::to_string(b.missing));
     b.missing = static_cast<uint16_t>(b.missing - count);
-    b.settle();
+    // Who waited for it may be faster than this thread.
+    if (b.settle()) give_way();
 }
 inline void barrier_expect(uint32_t at, uint32_t bytes) {
     barrier_at(at).bytes_and_parity += static_cast<int32_t>(2 * bytes);

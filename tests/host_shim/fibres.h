@@ -47,8 +47,10 @@ struct Fibre {
     uint32_t slots[2][6];
     std::vector<Copy> open;    // copies of no group yet
     std::deque<std::vector<Copy>> groups;
-    const void* looked[2] = {};          // at first, and last, since it let others run
-    const void* waits_for = nullptr;     // what it looked at in vain
+    const void* looked;        // what it looked at last
+    const void* anchor;        // and at some time before
+    uint32_t looks;            // since it let others run
+    const void* waits_for;     // what it looked at in vain
 };
 
 struct Barrier { uint32_t arrived = 0, count = 0; };
@@ -80,6 +82,7 @@ inline uint64_t ticks;
 inline uint64_t events;        // what a thread that polls may have waited for
 inline int code;               // of this launch
 inline std::string why;        // it is not 0
+inline uint32_t plant;         // the defect that a test has built in, or 0
 
 constexpr int IN_VAIN = 1, NO_ROOM = 2, MISUSED = 3;
 
@@ -96,6 +99,9 @@ inline void wait(State state) {
     fibre().state = state;
     away();
 }
+
+// Lets others run first.
+inline void give_way() { wait(State::ready); }
 
 // What no device allows: the launch ends with it.
 inline void misuse(const std::string& what) {
@@ -144,18 +150,20 @@ inline void meet(uint32_t id, uint32_t count) {
     _longjmp(scheduler, 1);
 }
 
-// Before a look at what others change: lets them run where this thread has looked there before.
+// Before a look at what others change: lets them run where this thread goes round in a circle.
 inline void look(const void* at) {
     Fibre& f = fibre();
-    if (at == f.looked[0] || at == f.looked[1]) {
+    if (at == f.looked || at == f.anchor) {
         // Whoever waits for something else than before has got on meanwhile.
         if (f.waits_for != at) events++;
         f.waits_for = at;
         wait(State::poll);
-        f.looked[0] = f.looked[1] = nullptr;
+        f.looks = 0;
     }
-    if (f.looked[0] == nullptr) f.looked[0] = at;
-    f.looked[1] = at;
+    f.looked = at;
+    // Moved less and less often, so that a circle of any length comes back to it.
+    if ((f.looks & (f.looks - 1)) == 0) f.anchor = at;
+    f.looks++;
 }
 
 inline void enter() {
@@ -231,7 +239,8 @@ inline void prepare(Block& block, uint32_t index, uint32_t threads) {
         f.parity = 0;
         f.open.clear();
         f.groups.clear();
-        f.looked[0] = f.looked[1] = f.waits_for = nullptr;
+        f.looked = f.anchor = f.waits_for = nullptr;
+        f.looks = 0;
         getcontext(&f.start);
         f.start.uc_stack = {f.stack.get(), 0, STACK};
         f.start.uc_link = nullptr;

@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
@@ -210,6 +210,7 @@ struct ShimLaunch {
     grid: u32,
     block: u32,
     shared: u32,
+    plant: u32,
     together: bool,
     backwards: bool,
 }
@@ -220,6 +221,8 @@ pub(crate) struct Kernels {
     modules: Mutex<HashMap<&'static str, Library>>,
     /// How often each kernel has run.
     runs: Mutex<HashMap<String, u32>>,
+    /// `shim::plant` from now on: sources may ask for it, so that one compilation has many defects.
+    plant: AtomicU32,
 }
 
 impl Kernels {
@@ -239,7 +242,12 @@ impl Kernels {
                 }
             }
         }
-        Self { folder, modules: Mutex::default(), runs: Mutex::default() }
+        Self { folder, modules: Mutex::default(), runs: Mutex::default(), plant: AtomicU32::new(0) }
+    }
+
+    /// Builds defect number `plant` in, of those that the sources were changed to have; 0: none.
+    pub(crate) fn plant(&self, plant: u32) {
+        self.plant.store(plant, Ordering::Relaxed);
     }
 
     fn compile(&self, module: &str) -> Library {
@@ -315,7 +323,8 @@ impl Kernels {
             *runs += 1;
             runs.is_multiple_of(2)
         };
-        let launch = ShimLaunch { grid, block, shared, together, backwards };
+        let plant = self.plant.load(Ordering::Relaxed);
+        let launch = ShimLaunch { grid, block, shared, plant, together, backwards };
         let symbol = format!("run_{kernel}");
         // SAFETY: `compile` defines it with this type.
         let run: Symbol<'_, Run> = unsafe { library.get(symbol.as_bytes()) }.unwrap();

@@ -48,13 +48,13 @@ T parameter(uint64_t slot) {
 
 // What a launch is given; `mod.rs` has the same.
 struct Launch {
-    uint32_t grid, block, shared;
+    uint32_t grid, block, shared, plant;
     bool together, backwards;
 };
 
 template <class... A, size_t... I>
 int call(void (*kernel)(A...), const Launch& l, const uint64_t* slots, std::index_sequence<I...>) {
-    backwards = l.backwards;
+    backwards = l.backwards, plant = l.plant;
     return launch(l.grid, l.block, l.shared, l.together, [=] { kernel(parameter<A>(slots[I])...); });
 }
 template <class... A>
