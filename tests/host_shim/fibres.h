@@ -154,8 +154,6 @@ inline void meet(uint32_t id, uint32_t count) {
 inline void look(const void* at) {
     Fibre& f = fibre();
     if (at == f.looked || at == f.anchor) {
-        // Whoever waits for something else than before has got on meanwhile.
-        if (f.waits_for != at) events++;
         f.waits_for = at;
         wait(State::poll);
         f.looks = 0;

@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
@@ -197,8 +198,15 @@ fn text_of(module: &str) -> &'static str {
 
 /// The module that has an entry point of this name.
 pub(crate) fn module_of(kernel: &str) -> Option<&'static str> {
-    let entry = format!(".entry {kernel}(");
-    kernels::modules().find(|m| text_of(m).contains(&entry))
+    /// Of every kernel: they are looked for in megabytes of text.
+    static MODULES: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
+        let entries = |module| {
+            let names = text_of(module).split(".entry ").skip(1);
+            names.filter_map(move |rest| Some((rest.split_once('(')?.0, module)))
+        };
+        kernels::modules().flat_map(entries).collect()
+    });
+    MODULES.get(kernel).copied()
 }
 
 /// Blocks, threads, bytes of shared memory; whether all blocks run at the same time.
