@@ -203,23 +203,20 @@ fn let_pass(engine: &mut CudaEngine, capacity: u32, launched: u32) {
 
 #[test]
 fn the_tags_of_words_begin_anew_and_no_word_is_taken_for_another() {
-    let _device = device(&KERNELS, 4);
+    let _device = device(&KERNELS, 2);
     let checkpoint = model("llama", QuantFormat::Q8_0, 4);
     let plan = plan(&checkpoint, 12);
     let mut fresh = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);
-    let expected = decode(&mut fresh, &plan, 0, 8).unwrap();
-    // A vector that is published once, twice, … a token: its tags begin anew at 256, 128, …
-    for launched in [50, 61, 125, 253] {
-        let mut later = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);
-        let_pass(&mut later, 12, launched);
-        let left = decode(&mut later, &plan, 0, 8).unwrap();
-        assert!(left == expected, "after {launched} tokens");
-    }
+    let expected = decode(&mut fresh, &plan, 0, 6).unwrap();
+    // Of a vector that is published once, twice, … five times a token they begin anew at 256.
+    let mut later = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);
+    let_pass(&mut later, 12, 253);
+    assert!(decode(&mut later, &plan, 0, 6).unwrap() == expected);
 }
 
 #[test]
 fn a_token_that_may_not_be_computed_leaves_everything_as_it_is() {
-    let device = device(&KERNELS, 4);
+    let device = device(&KERNELS, 2);
     let checkpoint = model("llama", QuantFormat::Q8_0, 4);
     let plan = plan(&checkpoint, 4);
     let mut engine = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);

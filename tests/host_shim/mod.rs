@@ -1,9 +1,17 @@
 //! The kernels' own sources, compiled for the host with `shim.h`. Needs `g++`, as the crate's
 //! dependencies do.
 //!
-//! The code is that for compute capability 8.0: without the copies and waits that later devices have.
-//! Shows what a kernel computes and that its threads wait where they must; shows nothing of memory
-//! orders, of blocks that run at the same time, or of what only the device's compiler does.
+//! | file | what |
+//! |---|---|
+//! | `fibres.h` | threads and blocks: who runs when, and who waits in vain |
+//! | `shim.h` | types, functions and instructions of the device |
+//! | `bulk.h` | what only the persistent kernel does: `mbarrier`s, bulk copies, mail |
+//!
+//! The code is that for compute capability 8.0, without the copies and waits that later devices have; of
+//! the persistent kernel it is that for 9.0. Shows what a kernel computes, that its threads wait where they
+//! must, and, where a launch is cooperative, that blocks which run at the same time do: each may be ahead
+//! of the others as far as it can, in two orders that are the same in every run. Shows nothing of memory
+//! orders, or of what only the device's compiler does.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![allow(dead_code, reason = "each test binary uses a part")]

@@ -127,7 +127,8 @@ inline void wait_groups(size_t left) {
 // D += A B over a warp, A 16 x K by rows and B K x 8 by columns, in words of EACH elements: lane
 // 4g + t has rows g and g + 8 of A and D, column g of B, columns 2t and 2t + 1 of D.
 template <int EACH, class Sum, class D, class ElementA, class ElementB>
-void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6], ElementA a_of, ElementB b_of) {
+__attribute__((always_inline)) inline void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6],
+                                                  ElementA a_of, ElementB b_of) {
     struct Words { uint32_t w[6]; };
     Words words;
     memcpy(words.w, own, sizeof own);
@@ -136,20 +137,22 @@ void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6], ElementA a_of,
     D* const d[4] = {&d0, &d1, &d2, &d3};
     for (uint32_t i = 0; i < 4; i++) {
         Sum sum = 0;
-        for (uint32_t k = 0; k < 8 * EACH; k++) {
-            const uint32_t part = k / (4 * EACH), lane = k % (4 * EACH) / EACH, at = k % EACH;
+        for (uint32_t k = 0; k < 8; k++) {
+            const uint32_t part = k / 4, lane = k % 4;
             const uint32_t a = all.of(4 * g + lane).w[2 * part + i / 2];
             const uint32_t b = all.of(4 * (2 * t + i % 2) + lane).w[4 + part];
-            sum += static_cast<Sum>(a_of(a, at)) * static_cast<Sum>(b_of(b, at));
+            for (uint32_t at = 0; at < EACH; at++) {
+                sum += static_cast<Sum>(a_of(a, at)) * static_cast<Sum>(b_of(b, at));
+            }
         }
         *d[i] = static_cast<D>(static_cast<Sum>(*d[i]) + sum);
     }
 }
 
-inline int signed_byte(uint32_t w, uint32_t at) { return static_cast<int8_t>(w >> (8 * at)); }
-inline int unsigned_byte(uint32_t w, uint32_t at) { return static_cast<uint8_t>(w >> (8 * at)); }
-inline float half_of(uint32_t w, uint32_t at) { return from_half(static_cast<uint16_t>(w >> (16 * at))); }
-inline float bfloat_of(uint32_t w, uint32_t at) { return bits_as<float>(w >> (16 * at) << 16); }
+__attribute__((always_inline)) inline int signed_byte(uint32_t w, uint32_t at) { return static_cast<int8_t>(w >> (8 * at)); }
+__attribute__((always_inline)) inline int unsigned_byte(uint32_t w, uint32_t at) { return static_cast<uint8_t>(w >> (8 * at)); }
+__attribute__((always_inline)) inline float half_of(uint32_t w, uint32_t at) { return from_half(static_cast<uint16_t>(w >> (16 * at))); }
+__attribute__((always_inline)) inline float bfloat_of(uint32_t w, uint32_t at) { return bits_as<float>(w >> (16 * at) << 16); }
 
 #define MATRIX(NAME, EACH, SUM, D, A_OF, B_OF)                                                      \
     inline void NAME(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
