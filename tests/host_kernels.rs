@@ -23,7 +23,7 @@ fn compile(change: impl Fn(&str, String) -> String) -> Kernels {
 
 /// Runs a kernel; parameters are addresses of buffers, or values.
 fn run(kernels: &Kernels, name: &str, grid: u32, block: u32, parameters: &mut [u64]) {
-    let code = kernels.run(name, (grid, block, 0), parameters);
+    let code = kernels.run(name, (grid, block, 0, false), parameters);
     assert_eq!(code, Some(0), "{name}: threads wait for one another in vain");
 }
 

@@ -30,8 +30,16 @@ pub(super) fn run(s: &mut State, node: &Node, place: (usize, usize)) -> Result<(
         return fill_cache(s, &node.args, kind == "f16");
     }
     if let Some(runner) = s.runner.clone() {
-        let slots: Vec<u64> = node.args.iter().map(|a| s.on_host(*a)).collect();
-        let launch = (node.grid[0], node.block[0], node.shared_bytes);
+        let mut slots: Vec<u64> = node.args.iter().map(|a| s.on_host(*a)).collect();
+        // Its program holds addresses too.
+        let program = match name.as_str() {
+            "decode_step" => s.program_on_host(node.args[1], node.args[4] as usize)?,
+            _ => Vec::new(),
+        };
+        if !program.is_empty() {
+            slots[1] = program.as_ptr() as u64;
+        }
+        let launch = (node.grid[0], node.block[0], node.shared_bytes, node.cooperative);
         match runner(&name, launch, &slots) {
             Some(0) => return Ok(()),
             Some(_) => return Err(code::LAUNCH_FAILED),

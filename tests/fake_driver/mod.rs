@@ -12,7 +12,7 @@
 //!
 //! What is not as on a device: a launch has run when the call returns, so nothing is found that
 //! depends on two kernels or on host and device running at the same time; the kernels' own code is
-//! not run, only what it must compute. Device addresses are never valid host addresses, and are never
+//! not run, only what it must compute, unless a runner has it (`host_shim`). Device addresses are never valid host addresses, and are never
 //! used twice: a stale one is a fault, not another buffer's contents.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
@@ -107,6 +107,11 @@ impl Fake {
     /// Device memory that may be used, bytes.
     pub(crate) fn set_memory(&self, bytes: usize) {
         STATE.lock().memory_bytes = bytes;
+    }
+
+    /// What device memory holds, by address.
+    pub(crate) fn contents(&self) -> Vec<(u64, Vec<u8>)> {
+        STATE.lock().contents()
     }
 
     /// Compute capability.

@@ -3,6 +3,7 @@
 use super::compute;
 use super::kernels;
 use super::plants::{self, Plant};
+use decode_graph::plan::program::SLOTS;
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ pub(super) mod code {
     pub(crate) const NOT_READY: u32 = 600;
     pub(crate) const ILLEGAL_ADDRESS: u32 = 700;
     pub(crate) const LAUNCH_FAILED: u32 = 719;
+    pub(crate) const COOPERATIVE_LAUNCH_TOO_LARGE: u32 = 720;
     pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
     pub(crate) const CAPTURE_INVALIDATED: u32 = 901;
     pub(crate) const CAPTURE_IMPLICIT: u32 = 906;
@@ -86,9 +88,16 @@ pub(super) struct Function {
     pub(super) parameters: Arc<[usize]>,
 }
 
-/// Runs a kernel: name; blocks, threads, bytes of shared memory; parameters, with addresses of the
-/// host. Its result is 0, or the driver's business; `None` where it does not have the kernel.
-pub(crate) type Runner = Arc<dyn Fn(&str, (u32, u32, u32), &[u64]) -> Option<i32> + Send + Sync>;
+/// Runs a kernel: name; blocks, threads, bytes of shared memory, whether all blocks run at the same
+/// time; parameters, with addresses of the host. Its result is 0, or the driver's business; `None`
+/// where it does not have the kernel.
+pub(crate) type Runner =
+    Arc<dyn Fn(&str, (u32, u32, u32, bool), &[u64]) -> Option<i32> + Send + Sync>;
+
+/// One step of a persistent kernel's program, at an address as its type asks for.
+#[derive(Clone, Copy)]
+#[repr(align(128))]
+pub(super) struct Row([u64; SLOTS]);
 
 /// A kernel with its parameters **copied**, as a launch or a graph holds it.
 #[derive(Clone)]
@@ -98,6 +107,7 @@ pub(super) struct Node {
     pub(super) block: [u32; 3],
     pub(super) shared_bytes: u32,
     pub(super) programmatic: bool,
+    pub(super) cooperative: bool,
     pub(super) args: Vec<u64>,
 }
 
@@ -327,6 +337,24 @@ impl State {
         let Ok((base, range)) = self.find(address, 1) else { return address };
         let memory = self.memory.get_mut(&base).map(|m| m.host() as u64);
         memory.map_or(address, |host| host + range.start as u64)
+    }
+
+    pub(super) fn contents(&self) -> Vec<(u64, Vec<u8>)> {
+        let on_device = self.memory.iter().filter(|(_, m)| !m.pinned);
+        on_device.map(|(address, m)| (*address, m.bytes().to_vec())).collect()
+    }
+
+    /// The `rows` of a persistent kernel's program at `address`, with addresses of the host.
+    pub(super) fn program_on_host(&mut self, address: u64, rows: usize) -> Result<Vec<Row>, u32> {
+        let mut program = vec![Row([0; SLOTS]); rows];
+        let bytes = self.read(address, size_of_val(program.as_slice()))?.to_vec();
+        let slots = program.iter_mut().flat_map(|row| &mut row.0);
+        for (slot, bytes) in slots.zip(bytes.chunks_exact(8)) {
+            let mut word = [0; 8];
+            word.copy_from_slice(bytes);
+            *slot = self.on_host(u64::from_le_bytes(word));
+        }
+        Ok(program)
     }
 
     /// Gives the allocation at `base` another address.

@@ -104,16 +104,23 @@ fn launch(
     shared_bytes: u32,
     stream: Raw,
     args: *mut *mut c_void,
-    programmatic: bool,
+    (programmatic, cooperative): (bool, bool),
 ) -> Result<(), u32> {
     let f = s.functions.get(&id(function)).ok_or(code::INVALID_HANDLE)?;
     let threads: u32 = block.iter().product();
     if grid.contains(&0) || threads == 0 || threads > 1024 || shared_bytes > SHARED_OPTIN as u32 {
         return Err(code::INVALID_VALUE);
     }
+    // A block on every multiprocessor, none waits for another to end.
+    if cooperative && grid.iter().product::<u32>() > s.multiprocessors as u32 {
+        return Err(code::COOPERATIVE_LAUNCH_TOO_LARGE);
+    }
     let args = parameters(f, args);
     let function = id(function);
-    s.launch(id(stream), Node { function, grid, block, shared_bytes, programmatic, args })
+    s.launch(
+        id(stream),
+        Node { function, grid, block, shared_bytes, programmatic, cooperative, args },
+    )
 }
 
 fn node(s: &State, node: Raw) -> Result<&Node, u32> {
@@ -402,7 +409,7 @@ entries! {
         block_x: c_uint, block_y: c_uint, block_z: c_uint, shared_bytes: c_uint, stream: Raw,
         args: *mut *mut c_void, _extra: *mut *mut c_void) |s| {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        launch(s, function, grid, block, shared_bytes, stream, args, false)
+        launch(s, function, grid, block, shared_bytes, stream, args, (false, false))
     }
     fn cuLaunchKernelEx(config: *const LaunchConfig, function: Raw, args: *mut *mut c_void,
         _extra: *mut *mut c_void) |s| {
@@ -411,7 +418,9 @@ entries! {
         // SAFETY: as above.
         let list = unsafe { std::slice::from_raw_parts(c.attributes, c.attribute_count as usize) };
         let programmatic = list.iter().any(|a| a.id == 6 && a.value[0] as u32 != 0);
-        launch(s, function, c.grid, c.block, c.shared_bytes, c.stream, args, programmatic)
+        let cooperative = list.iter().any(|a| a.id == 2 && a.value[0] as u32 != 0);
+        let kind = (programmatic, cooperative);
+        launch(s, function, c.grid, c.block, c.shared_bytes, c.stream, args, kind)
     }
 
     fn cuGraphGetNodes(graph: Raw, nodes: *mut Raw, count: *mut usize) |s| {

@@ -1,9 +1,17 @@
 //! The kernels' own sources, compiled for the host with `shim.h`. Needs `g++`, as the crate's
 //! dependencies do.
 //!
-//! The code is that for compute capability 8.0: without the copies and waits that later devices have.
-//! Shows what a kernel computes and that its threads wait where they must; shows nothing of memory
-//! orders, of blocks that run at the same time, or of what only the device's compiler does.
+//! | file | what |
+//! |---|---|
+//! | `fibres.h` | threads and blocks: who runs when, and who waits in vain |
+//! | `shim.h` | types, functions and instructions of the device |
+//! | `bulk.h` | what only the persistent kernel does: `mbarrier`s, bulk copies, mail |
+//!
+//! The code is that for compute capability 8.0, without the copies and waits that later devices have; of
+//! the persistent kernel it is that for 9.0. Shows what a kernel computes, that its threads wait where they
+//! must, and, where a launch is cooperative, that blocks which run at the same time do: each may be ahead
+//! of the others as far as it can, in two orders that are the same in every run. Shows nothing of memory
+//! orders, or of what only the device's compiler does.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![allow(dead_code, reason = "each test binary uses a part")]
@@ -13,23 +21,28 @@ use decode_graph::cuda::kernels;
 use libloading::{Library, Symbol};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Inline PTX, by a part of its text, and the function of `shim.h` that does it with the same
+/// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
-const KNOWN: [(&str, &str); 23] = [
-    ("fence.acq_rel.gpu", "nothing"),
-    ("prefetch.global", "nothing"),
+const KNOWN: [(&str, &str); 44] = [
+    ("fence.", "nothing"),
+    ("prefetch", "nothing"),
     ("globaltimer", "clock"),
     ("and.b32 %0, %0, 31", "lane_index"),
     ("mov.u32 %0, %%tid.x", "thread_index"),
+    ("mov.u32 %0, %%ctaid.x", "block_index"),
+    ("mov.u32 %0, %%nctaid.x", "block_count"),
     ("st.global.b16", "store_half"),
     ("cvt.f32.f16 %0, l", "widen"),
     ("max.NaN.f32", "max_nan"),
     ("ex2.approx", "power_of_two"),
     ("ld.global.cg.v4.u32", "load_words"),
+    ("ld.shared.v4.u32", "load_shared_words"),
     ("ld.shared.u32", "load_shared"),
     ("cp.async.cg.shared.global", "copy_async"),
     ("cp.async.commit_group", "commit"),
@@ -38,10 +51,29 @@ const KNOWN: [(&str, &str); 23] = [
     ("s32.u8.s8.s32", "matrix_unsigned"),
     ("f32.f16.f16.f32", "matrix_half"),
     ("f32.bf16.bf16.f32", "matrix_bfloat"),
+    // The persistent kernel's.
+    ("cp.async.bulk.shared", "copy_bulk"),
+    ("mbarrier.init", "barrier_init"),
+    ("mbarrier.arrive.expect_tx", "barrier_expect"),
+    ("mbarrier.arrive", "barrier_arrive"),
+    ("mbarrier.try_wait", "barrier_try_wait"),
+    ("bar.sync 1,", "meet_at<1>"),
+    ("bar.sync 2,", "meet_at<2>"),
+    ("bar.sync 3,", "meet_at<3>"),
+    ("bar.sync 4,", "meet_at<4>"),
+    ("bar.arrive 1,", "arrive_at<1>"),
+    ("bar.arrive 2,", "arrive_at<2>"),
+    ("bar.arrive 3,", "arrive_at<3>"),
+    ("bar.arrive 4,", "arrive_at<4>"),
+    ("st.relaxed.gpu.global.u", "post"),
+    ("ld.relaxed.gpu.global.u", "peek"),
+    ("ld.relaxed.gpu.global.v2.u32", "peek_pair"),
+    ("ld.relaxed.gpu.global.v4.u32", "peek_four"),
+    ("\"exit;\"", "leave"),
+    ("setmaxnreg", "nothing"),
+    ("createpolicy", "nothing"),
     // Of later devices, which are not compiled for.
     ("griddepcontrol", "nothing"),
-    ("mbarrier", "nothing"),
-    ("createpolicy", "nothing"),
     ("cp.async.bulk", "nothing"),
     // No instruction: a hint to the compiler.
     ("\"\"", "nothing"),
@@ -107,11 +139,35 @@ fn without_ptx(source: &str) -> String {
     out + rest
 }
 
+/// Has every block its own shared memory: that of a size given by the launch is `shim::dynamic`, any
+/// other variable is one of an array.
+fn with_shared_memory(source: &str) -> String {
+    const WORD: &str = "__shared__ ";
+    let mut out = String::new();
+    let mut rest = source;
+    while let Some(at) = rest.find(WORD) {
+        let (before, after) = (&rest[..at], &rest[at + WORD.len()..]);
+        let (declared, after) = after.split_once(';').unwrap();
+        let (variable, bounds) = declared.split_at(declared.find('[').unwrap_or(declared.len()));
+        let (kind, name) = variable.rsplit_once(' ').unwrap();
+        if let Some(before) = before.strip_suffix("extern ") {
+            out.push_str(&format!("{before}uint8_t* const {name} = shim::dynamic;"));
+        } else {
+            out.push_str(&format!(
+                "{before}static {kind} {name}_of_blocks[shim::TOGETHER]{bounds}; \
+                 auto& {name} = {name}_of_blocks[shim::place()];"
+            ));
+        }
+        rest = after;
+    }
+    out + rest
+}
+
 /// As the host's compiler takes it.
 fn for_the_host(source: &str) -> String {
-    const DYNAMIC: &str = "extern __shared__ __align__(128) uint8_t shared_memory[];";
-    without_ptx(source)
-        .replace(DYNAMIC, "uint8_t* const shared_memory = shim::dynamic;")
+    with_shared_memory(&without_ptx(source))
+        // What a loop reads until others have changed it.
+        .replace("const volatile uint32_t& ", "const shim::Watched ")
         .replace("#include <cuda_", "// #include <cuda_")
 }
 
@@ -138,14 +194,41 @@ fn source_of(module: &str) -> (&'static str, Vec<String>) {
     match module {
         "elementwise" => ("elementwise.cu", vec![]),
         "sample" => ("sample.cu", vec![]),
+        "persistent" => ("persistent.cu", vec![define("__CUDA_ARCH__", "900")]),
         _ => panic!("{module} is not compiled for the host"),
     }
 }
 
+/// The PTX of a module, of the device that it is compiled for.
+fn text_of(module: &str) -> &'static str {
+    kernels::ptx(module, if module == "persistent" { (9, 0) } else { (8, 0) }).unwrap()
+}
+
 /// The module that has an entry point of this name.
 pub(crate) fn module_of(kernel: &str) -> Option<&'static str> {
-    let entry = format!(".entry {kernel}(");
-    kernels::modules().find(|m| kernels::ptx(m, (8, 0)).unwrap().contains(&entry))
+    /// Of every kernel: they are looked for in megabytes of text.
+    static MODULES: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
+        let entries = |module| {
+            let names = text_of(module).split(".entry ").skip(1);
+            names.filter_map(move |rest| Some((rest.split_once('(')?.0, module)))
+        };
+        kernels::modules().flat_map(entries).collect()
+    });
+    MODULES.get(kernel).copied()
+}
+
+/// Blocks, threads, bytes of shared memory; whether all blocks run at the same time.
+pub(crate) type Launch = (u32, u32, u32, bool);
+
+/// The same as `shim.h` has it.
+#[repr(C)]
+struct ShimLaunch {
+    grid: u32,
+    block: u32,
+    shared: u32,
+    plant: u32,
+    together: bool,
+    backwards: bool,
 }
 
 /// Compiled modules; each when it is first asked for.
@@ -154,6 +237,8 @@ pub(crate) struct Kernels {
     modules: Mutex<HashMap<&'static str, Library>>,
     /// How often each kernel has run.
     runs: Mutex<HashMap<String, u32>>,
+    /// `shim::plant` from now on: sources may ask for it, so that one compilation has many defects.
+    plant: AtomicU32,
 }
 
 impl Kernels {
@@ -161,7 +246,7 @@ impl Kernels {
     pub(crate) fn new(change: impl Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ptx = Path::new(env!("CARGO_MANIFEST_DIR")).join("ptx");
-        for part in ["", "formats"] {
+        for part in ["", "formats", "persistent"] {
             std::fs::create_dir_all(folder.path().join(part)).unwrap();
             for entry in std::fs::read_dir(ptx.join(part)).unwrap() {
                 let path = entry.unwrap().path();
@@ -173,19 +258,24 @@ impl Kernels {
                 }
             }
         }
-        Self { folder, modules: Mutex::default(), runs: Mutex::default() }
+        Self { folder, modules: Mutex::default(), runs: Mutex::default(), plant: AtomicU32::new(0) }
+    }
+
+    /// Builds defect number `plant` in, of those that the sources were changed to have; 0: none.
+    pub(crate) fn plant(&self, plant: u32) {
+        self.plant.store(plant, Ordering::Relaxed);
     }
 
     fn compile(&self, module: &str) -> Library {
         let (source, definitions) = source_of(module);
-        let text = kernels::ptx(module, (8, 0)).unwrap();
-        let mut main = format!("#include \"shim.h\"\n#include \"{source}\"\n");
+        let text = text_of(module);
+        let mut main = format!("#include \"bulk.h\"\n#include \"{source}\"\n");
+        main.push_str("extern \"C\" const char* why() { return shim::why.c_str(); }\n");
         for entry in text.split(".entry ").skip(1) {
             let name = entry.split('(').next().unwrap();
             main.push_str(&format!(
-                "extern \"C\" int run_{name}(uint32_t grid, uint32_t block, uint32_t shared, \
-                 const uint64_t* slots, bool order) {{ return shim::call({name}, grid, block, shared, \
-                 slots, order); }}\n"
+                "extern \"C\" int run_{name}(const shim::Launch* launch, const uint64_t* slots) \
+                 {{ return shim::call({name}, *launch, slots); }}\n"
             ));
         }
         let file =
@@ -228,16 +318,18 @@ impl Kernels {
     }
 
     /// Runs a kernel on parameters of 8 bytes each, addresses being the host's: 0, or 1 where threads
-    /// wait for one another in vain, or 2 where there is less shared memory. `None` where no module
-    /// has it. The threads take turns from the first on, and from the last on when the kernel runs
-    /// the next time.
+    /// wait for one another in vain, or 2 where there is less shared memory or blocks cannot all run at
+    /// the same time, or 3 where it does what no device allows. `None` where no module has it. The
+    /// threads, and blocks, take turns from the first on, and from the last on when the kernel runs the
+    /// next time.
     pub(crate) fn run(
         &self,
         kernel: &str,
-        (grid, block, shared): (u32, u32, u32),
+        (grid, block, shared, together): Launch,
         slots: &[u64],
     ) -> Option<i32> {
-        type Run = unsafe extern "C" fn(u32, u32, u32, *const u64, bool) -> i32;
+        type Run = unsafe extern "C" fn(*const ShimLaunch, *const u64) -> i32;
+        type Why = unsafe extern "C" fn() -> *const c_char;
         let module = module_of(kernel)?;
         let mut modules = self.modules.lock();
         let library = modules.entry(module).or_insert_with(|| self.compile(module));
@@ -247,10 +339,22 @@ impl Kernels {
             *runs += 1;
             runs.is_multiple_of(2)
         };
+        let plant = self.plant.load(Ordering::Relaxed);
+        let launch = ShimLaunch { grid, block, shared, plant, together, backwards };
         let symbol = format!("run_{kernel}");
         // SAFETY: `compile` defines it with this type.
         let run: Symbol<'_, Run> = unsafe { library.get(symbol.as_bytes()) }.unwrap();
         // SAFETY: as many parameters as the kernel has, of its types: the caller's.
-        Some(unsafe { run(grid, block, shared, slots.as_ptr(), backwards) })
+        let code = unsafe { run(&raw const launch, slots.as_ptr()) };
+        if code != 0 {
+            // SAFETY: `compile` defines it with this type.
+            let why: Symbol<'_, Why> = unsafe { library.get(b"why") }.unwrap();
+            // SAFETY: takes nothing.
+            let why = unsafe { why() };
+            // SAFETY: text that ends, which nobody changes before the next launch.
+            let why = unsafe { CStr::from_ptr(why) };
+            println!("{kernel} ended with {code}: {}", why.to_string_lossy());
+        }
+        Some(code)
     }
 }

@@ -1,22 +1,12 @@
-// Runs CUDA kernels on the host: the threads of a block are fibres on one system thread, which change
-// only at barriers and where a warp exchanges values. Blocks run one after another, so shared memory
-// is static memory. A thread runs on until it must wait for its warp, a warp until it must wait for the
-// block, the lowest number first or the highest, as the launch says. So a missing barrier lets a warp
-// read what its neighbours have not written yet.
+// Runs CUDA kernels on the host: types, instructions and functions of the device over the fibres of
+// `fibres.h`, and of compute capability 9.0 those of `bulk.h`.
 // Copies to shared memory happen when they are waited for: a missing wait reads what was there before.
 #pragma once
-#include <setjmp.h>
-#include <ucontext.h>
+#include "fibres.h"
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <memory>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #define __device__
 #define __host__
@@ -24,9 +14,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __shared__ static
 
-struct Dim { uint32_t x = 0, y = 1, z = 1; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(8) uint2 { uint32_t x, y; };
@@ -40,8 +28,6 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
-inline Dim threadIdx, blockIdx, blockDim, gridDim;
-
 template <class To, class From>
 inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -52,118 +38,6 @@ inline To bits_as(From from) {
 
 namespace shim {
 
-enum class State { fresh, ready, barrier, exchange, ended };
-
-// 16 bytes to shared memory, or zeros.
-struct Copy { uint8_t* to; const void* from; bool valid; };
-
-constexpr size_t STACK = 128 << 10;
-
-struct Fibre {
-    ucontext_t start;
-    jmp_buf here;
-    std::unique_ptr<char[]> stack{new char[STACK]};  // not touched before it is used
-    State state = State::fresh;
-    uint32_t parity = 0;       // which of its two slots the next exchange uses
-    uint32_t slots[2][6];
-    std::vector<Copy> open;    // copies of no group yet
-    std::deque<std::vector<Copy>> groups;
-};
-
-inline std::deque<Fibre> fibres;
-inline jmp_buf scheduler;
-inline uint32_t current;
-inline bool backwards;  // the highest thread first
-inline std::function<void()> body;
-inline uint64_t ticks;
-alignas(128) inline uint8_t dynamic[256 << 10];  // shared memory whose size the launch gives
-
-inline void wait(State state) {
-    Fibre& f = fibres[current];
-    f.state = state;
-    if (_setjmp(f.here) == 0) _longjmp(scheduler, 1);
-}
-
-inline void enter() {
-    body();
-    fibres[current].state = State::ended;
-    _longjmp(scheduler, 1);
-}
-
-// Lets a fibre run until it waits or ends.
-__attribute__((noinline)) inline void resume(Fibre& f) {
-    const bool fresh = f.state == State::fresh;
-    f.state = State::ready;
-    if (_setjmp(scheduler) != 0) return;
-    if (fresh) setcontext(&f.start);
-    _longjmp(f.here, 1);
-}
-
-// Lets every fibre of `from` to `to` go on if all that have not ended wait in `state`.
-inline bool release(State state, uint32_t from, uint32_t to) {
-    bool any = false;
-    for (uint32_t i = from; i < to; i++) {
-        if (fibres[i].state != state && fibres[i].state != State::ended) return false;
-        any |= fibres[i].state == state;
-    }
-    for (uint32_t i = from; i < to; i++) {
-        if (fibres[i].state == state) fibres[i].state = State::ready;
-    }
-    return any;
-}
-
-// Lets the threads of a warp run until each has ended or waits for other warps.
-inline void run_warp(uint32_t warp, uint32_t threads) {
-    const uint32_t from = 32 * warp, to = from + 32 < threads ? from + 32 : threads;
-    do {
-        for (uint32_t n = from; n < to; n++) {
-            const uint32_t i = backwards ? from + to - 1 - n : n;
-            const State state = fibres[i].state;
-            if (state != State::ready && state != State::fresh) continue;
-            threadIdx.x = current = i;
-            resume(fibres[i]);
-        }
-    } while (release(State::exchange, from, to));
-}
-
-// 0, or 1 where threads wait for one another in vain.
-inline int run_block(uint32_t threads) {
-    for (uint32_t i = 0; i < threads; i++) {
-        Fibre& f = fibres[i];
-        f.state = State::fresh;
-        f.parity = 0;
-        f.open.clear();
-        f.groups.clear();
-        getcontext(&f.start);
-        f.start.uc_stack = {f.stack.get(), 0, STACK};
-        f.start.uc_link = nullptr;
-        makecontext(&f.start, enter, 0);
-    }
-    const uint32_t warps = (threads + 31) / 32;
-    for (;;) {
-        bool waiting = false;
-        for (uint32_t n = 0; n < warps; n++) {
-            run_warp(backwards ? warps - 1 - n : n, threads);
-        }
-        for (uint32_t i = 0; i < threads; i++) waiting |= fibres[i].state != State::ended;
-        if (!waiting) return 0;
-        if (!release(State::barrier, 0, threads)) return 1;
-    }
-}
-
-inline int launch(uint32_t grid, uint32_t threads, uint32_t shared, std::function<void()> kernel) {
-    while (fibres.size() < threads) fibres.emplace_back();
-    if (shared > sizeof dynamic) return 2;
-    body = std::move(kernel);
-    gridDim.x = grid;
-    blockDim.x = threads;
-    for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) {
-        memset(dynamic, 0xFF, shared);  // not a number
-        if (run_block(threads) != 0) return 1;
-    }
-    return 0;
-}
-
 // A parameter from its 8-byte slot.
 template <class T>
 T parameter(uint64_t slot) {
@@ -172,16 +46,20 @@ T parameter(uint64_t slot) {
     return value;
 }
 
+// What a launch is given; `mod.rs` has the same.
+struct Launch {
+    uint32_t grid, block, shared, plant;
+    bool together, backwards;
+};
+
 template <class... A, size_t... I>
-int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
-         const uint64_t* slots, bool order, std::index_sequence<I...>) {
-    backwards = order;
-    return launch(grid, block, shared, [=] { kernel(parameter<A>(slots[I])...); });
+int call(void (*kernel)(A...), const Launch& l, const uint64_t* slots, std::index_sequence<I...>) {
+    backwards = l.backwards, plant = l.plant;
+    return launch(l.grid, l.block, l.shared, l.together, [=] { kernel(parameter<A>(slots[I])...); });
 }
 template <class... A>
-int call(void (*kernel)(A...), uint32_t grid, uint32_t block, uint32_t shared,
-         const uint64_t* slots, bool order) {
-    return call(kernel, grid, block, shared, slots, order, std::index_sequence_for<A...>());
+int call(void (*kernel)(A...), const Launch& l, const uint64_t* slots) {
+    return call(kernel, l, slots, std::index_sequence_for<A...>());
 }
 
 // Shows a value to the warp. What any lane has shown, once all lanes are here.
@@ -190,7 +68,7 @@ struct Exchange {
     static_assert(sizeof(T) <= sizeof(Fibre::slots[0]));
     uint32_t parity;
     explicit Exchange(T own) {
-        Fibre& f = fibres[current];
+        Fibre& f = fibre();
         parity = f.parity;
         memcpy(f.slots[parity], &own, sizeof own);
         f.parity ^= 1;
@@ -198,7 +76,7 @@ struct Exchange {
     }
     T of(uint32_t lane) const {
         T value;
-        memcpy(&value, fibres[(current & ~31u) + lane % 32].slots[parity], sizeof value);
+        memcpy(&value, here->fibres[(current & ~31u) + lane % 32].slots[parity], sizeof value);
         return value;
     }
 };
@@ -207,6 +85,8 @@ struct Exchange {
 template <class... A> void nothing(A&&...) {}
 inline void clock(uint64_t& t) { t = ++ticks; }
 inline void thread_index(uint32_t& t) { t = threadIdx.x; }
+inline void block_index(uint32_t& b) { b = blockIdx.x; }
+inline void block_count(uint32_t& n) { n = gridDim.x; }
 template <class T> void lane_index(T& lane) { lane = threadIdx.x % 32; }
 inline uint16_t half(float v) { return bits_as<uint16_t>(static_cast<_Float16>(v)); }
 inline float from_half(uint16_t v) { return static_cast<float>(bits_as<_Float16>(v)); }
@@ -222,17 +102,20 @@ inline void load_words(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, const
 }
 // An address in shared memory is 32 bits from where the memory of the launch's size begins.
 inline uint8_t* at_shared(uint32_t address) { return dynamic + static_cast<int32_t>(address); }
+inline void load_shared_words(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, uint32_t address) {
+    load_words(x, y, z, w, at_shared(address));
+}
 template <class T> void load_shared(T& out, uint32_t address) { memcpy(&out, at_shared(address), sizeof out); }
 inline void copy_async(uint32_t to, const void* from, int bytes) {
-    fibres[current].open.push_back({at_shared(to), from, bytes != 0});
+    fibre().open.push_back({at_shared(to), from, bytes != 0});
 }
 inline void commit() {
-    Fibre& f = fibres[current];
+    Fibre& f = fibre();
     f.groups.push_back(std::move(f.open));
     f.open.clear();
 }
 inline void wait_groups(size_t left) {
-    auto& groups = fibres[current].groups;
+    auto& groups = fibre().groups;
     for (; groups.size() > left; groups.pop_front()) {
         for (const Copy& c : groups.front()) {
             if (c.valid) memcpy(c.to, c.from, 16);
@@ -244,7 +127,8 @@ inline void wait_groups(size_t left) {
 // D += A B over a warp, A 16 x K by rows and B K x 8 by columns, in words of EACH elements: lane
 // 4g + t has rows g and g + 8 of A and D, column g of B, columns 2t and 2t + 1 of D.
 template <int EACH, class Sum, class D, class ElementA, class ElementB>
-void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6], ElementA a_of, ElementB b_of) {
+__attribute__((always_inline)) inline void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6],
+                                                  ElementA a_of, ElementB b_of) {
     struct Words { uint32_t w[6]; };
     Words words;
     memcpy(words.w, own, sizeof own);
@@ -253,20 +137,22 @@ void matrix(D& d0, D& d1, D& d2, D& d3, const uint32_t (&own)[6], ElementA a_of,
     D* const d[4] = {&d0, &d1, &d2, &d3};
     for (uint32_t i = 0; i < 4; i++) {
         Sum sum = 0;
-        for (uint32_t k = 0; k < 8 * EACH; k++) {
-            const uint32_t part = k / (4 * EACH), lane = k % (4 * EACH) / EACH, at = k % EACH;
+        for (uint32_t k = 0; k < 8; k++) {
+            const uint32_t part = k / 4, lane = k % 4;
             const uint32_t a = all.of(4 * g + lane).w[2 * part + i / 2];
             const uint32_t b = all.of(4 * (2 * t + i % 2) + lane).w[4 + part];
-            sum += static_cast<Sum>(a_of(a, at)) * static_cast<Sum>(b_of(b, at));
+            for (uint32_t at = 0; at < EACH; at++) {
+                sum += static_cast<Sum>(a_of(a, at)) * static_cast<Sum>(b_of(b, at));
+            }
         }
         *d[i] = static_cast<D>(static_cast<Sum>(*d[i]) + sum);
     }
 }
 
-inline int signed_byte(uint32_t w, uint32_t at) { return static_cast<int8_t>(w >> (8 * at)); }
-inline int unsigned_byte(uint32_t w, uint32_t at) { return static_cast<uint8_t>(w >> (8 * at)); }
-inline float half_of(uint32_t w, uint32_t at) { return from_half(static_cast<uint16_t>(w >> (16 * at))); }
-inline float bfloat_of(uint32_t w, uint32_t at) { return bits_as<float>(w >> (16 * at) << 16); }
+__attribute__((always_inline)) inline int signed_byte(uint32_t w, uint32_t at) { return static_cast<int8_t>(w >> (8 * at)); }
+__attribute__((always_inline)) inline int unsigned_byte(uint32_t w, uint32_t at) { return static_cast<uint8_t>(w >> (8 * at)); }
+__attribute__((always_inline)) inline float half_of(uint32_t w, uint32_t at) { return from_half(static_cast<uint16_t>(w >> (16 * at))); }
+__attribute__((always_inline)) inline float bfloat_of(uint32_t w, uint32_t at) { return bits_as<float>(w >> (16 * at) << 16); }
 
 #define MATRIX(NAME, EACH, SUM, D, A_OF, B_OF)                                                      \
     inline void NAME(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
@@ -281,10 +167,10 @@ MATRIX(matrix_bfloat, 2, double, float, bfloat_of, bfloat_of)
 
 }  // namespace shim
 
-inline void __syncthreads() { shim::wait(shim::State::barrier); }
+inline void __syncthreads() { shim::meet(0, shim::EVERYONE); }
 // Cleared behind a wait of its own: by then all have read what was asked before.
 inline int __syncthreads_or(int mine) {
-    static int any;
+    int& any = shim::here->any;
     __syncthreads();
     any = 0;
     __syncthreads();
@@ -292,7 +178,9 @@ inline int __syncthreads_or(int mine) {
     __syncthreads();
     return any;
 }
+inline void __threadfence() {}
 inline void __threadfence_system() {}
+inline int64_t clock64() { return static_cast<int64_t>(++shim::ticks); }
 // An address in shared memory, as the 32 bits that instructions take.
 inline size_t __cvta_generic_to_shared(const void* p) {
     return static_cast<size_t>(static_cast<const uint8_t*>(p) - shim::dynamic);
@@ -306,9 +194,12 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float v) { return 1.0f / v; }
+inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 inline float __half2float(__half h) { return shim::from_half(h.bits); }
 inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
 inline __half __float2half_rn(float v) { return {shim::half(v)}; }
+inline __half2 __floats2half2_rn(float a, float b) { return {__float2half_rn(a), __float2half_rn(b)}; }
 inline float __bfloat162float(__nv_bfloat16 v) { return __uint_as_float(static_cast<uint32_t>(v.bits) << 16); }
 // To nearest, ties to even; finite values.
 inline __nv_bfloat16 __float2bfloat16_rn(float v) {
@@ -317,6 +208,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float v) {
 }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<unsigned __int128>(a) * b >> 64; }
+inline int __clz(uint32_t v) { return v == 0 ? 32 : __builtin_clz(v); }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t select) {
     const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
     uint32_t out = 0;
@@ -353,6 +245,12 @@ inline uint32_t __reduce_max_sync(uint32_t, uint32_t v) {
     const shim::Exchange<uint32_t> all(v);
     for (uint32_t lane = 0; lane < 32; lane++) v = max(v, all.of(lane));
     return v;
+}
+inline uint32_t __ballot_sync(uint32_t, bool v) {
+    const shim::Exchange<uint32_t> all(v);
+    uint32_t lanes = 0;
+    for (uint32_t lane = 0; lane < 32; lane++) lanes |= all.of(lane) << lane;
+    return lanes;
 }
 inline void __syncwarp() { shim::Exchange<uint32_t> all(0); }
 inline bool __any_sync(uint32_t, bool v) { return __reduce_max_sync(~0u, v) != 0; }
