@@ -253,13 +253,13 @@ struct Defect {
     with: &'static str,
 }
 
-const DEFECTS: [(&str, Defect); 8] = [
+const DEFECTS: [(&str, Defect); 9] = [
     (
         "a barrier between the parts of a product and their sum",
         Defect {
             file: "product.cuh",
-            what: "sync_workers();\n        if (base == 0)",
-            with: "if (!PLANTED) sync_workers();\n        if (base == 0)",
+            what: "sync_sums();\n        if (end == w.tiles) break;",
+            with: "if (!PLANTED) sync_sums();\n        if (end == w.tiles) break;",
         },
     ),
     (
@@ -274,10 +274,10 @@ const DEFECTS: [(&str, Defect); 8] = [
         "values that are read after their release",
         Defect {
             file: "attention.cuh",
-            what: "        run.take(score, values, count, lane);\n        if (!now) release_chunk(chunk + 1, 1, shift, lane);",
-            with: "if (PLANTED && !now) release_chunk(chunk + 1, 1, shift, lane);\n\
-                   run.take(score, values, count, lane);\n\
-                   if (!PLANTED && !now) release_chunk(chunk + 1, 1, shift, lane);",
+            what: "        run.take(score, values, pitch, count, lane);\n        if (!now) release_chunk(chunk + 1, lane);",
+            with: "if (PLANTED && !now) release_chunk(chunk + 1, lane);\n\
+                   run.take(score, values, pitch, count, lane);\n\
+                   if (!PLANTED && !now) release_chunk(chunk + 1, lane);",
         },
     ),
     (
@@ -286,6 +286,14 @@ const DEFECTS: [(&str, Defect); 8] = [
             file: "stream.cuh",
             what: "if (next >= CHUNKS) barrier_wait",
             with: "if (next >= CHUNKS && !PLANTED) barrier_wait",
+        },
+    ),
+    (
+        "tags of sums of squares that are not looked at",
+        Defect {
+            file: "finish.cuh",
+            what: "while ((wrong & TAG) != 0);",
+            with: "while (!PLANTED && (wrong & TAG) != 0);",
         },
     ),
     (
