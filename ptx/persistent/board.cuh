@@ -27,7 +27,7 @@ constexpr uint32_t FLIGHT = 6;   // on their way, at most
 constexpr uint32_t ROWS_AHEAD = 8;
 constexpr uint32_t SLOTS = 128;  // sums of parts that are held before they are added up
 constexpr uint32_t PART_BYTES = ROWS * sizeof(float);
-constexpr uint32_t BOARD_BYTES = 15360;
+constexpr uint32_t BOARD_BYTES = 14592;
 
 // What a launch is given.
 struct Parameters {

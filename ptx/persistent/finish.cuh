@@ -93,6 +93,8 @@ struct Step {
         const uint32_t columns = static_cast<uint32_t>(step.columns), tiles = (columns + ROWS - 1) / ROWS;
         const uint32_t* const mail = step.x + squares_of(columns);
         const uint32_t x_tag = tag_of(step.x_tag, board().epoch);
+        // One word first, so that those who wait leave the L2 to those who work.
+        await(mail + tiles - 1, x_tag);
         constexpr uint32_t EACH = 8;  // words that a lane asks for at once: a look costs a round trip
         float sum = 0.f;
         for (uint32_t t = finisher() % 32; t < tiles; t += 32 * EACH) {

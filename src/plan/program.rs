@@ -18,7 +18,7 @@ pub const WARPS: u32 = 16;
 /// Warps that ask for weights: one thread does, a warp group is given its registers.
 pub const ASKING_WARPS: u32 = 4;
 /// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/board.cuh`).
-const BOARD_BYTES: u32 = 15360;
+const BOARD_BYTES: u32 = 14592;
 /// Chunks of the ring.
 pub const CHUNKS: u32 = 16;
 /// Chunks on their way, at most.
@@ -501,7 +501,7 @@ impl Program {
         let record_bytes = record_bytes.next_multiple_of(128);
         let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
-        let chunk_bytes = room / CHUNKS / 128 * 128;
+        let chunk_bytes = room / CHUNKS / 16 * 16;
         for i in &mut instructions {
             i.share_out(gpu.sms, chunk_bytes)?;
         }
