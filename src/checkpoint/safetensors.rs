@@ -20,7 +20,7 @@ mod rope;
 use super::inspection::{Inspection, ListedTensor};
 use super::metadata::Metadata;
 use super::source::{Content, DataFile, Span};
-use super::{TensorInfo, read_small_file, stands};
+use super::{TensorInfo, json_place, read_small_file, stands};
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
 use ::safetensors::tensor::{Dtype, Metadata as Header, TensorInfo as Entry};
@@ -277,10 +277,8 @@ fn entries(path: &Path, text: &str) -> Result<Vec<(String, Entry)>> {
     let mut json = serde_json::Deserializer::from_str(text);
     let read = Entries { found: &found }.deserialize(&mut json);
     read.and_then(|entries| json.end().map(|()| entries)).map_err(|e| {
-        // Lines and columns count from 1, columns in bytes.
-        let before: usize =
-            text.split_inclusive('\n').take(e.line().saturating_sub(1)).map(str::len).sum();
-        let offset = 8 + (before + e.column().saturating_sub(1)) as u64;
+        // Behind the header's length.
+        let offset = 8 + json_place(text.as_bytes(), &e);
         let (defect, at) = found.take().unwrap_or((Defect::BadType, "header".to_owned()));
         let why = e.to_string();
         // Of an entry's parts only its type is one of several names.
