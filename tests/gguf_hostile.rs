@@ -175,6 +175,32 @@ fn the_alignment_is_a_u32_power_of_two_within_bounds() {
     assert_eq!(c.read_all(c.tensor("b").unwrap()).unwrap(), [2; 4]);
 }
 
+/// The limits that SECURITY.md names of the container; those of counts, keys, names and arrays stand
+/// beside the cases of their own.
+#[test]
+fn every_limit_of_the_container_holds_at_its_last_value() {
+    for alignment in [8u32, 1 << 16] {
+        let g = Gguf::default().key(b"general.alignment", 4, &alignment.to_le_bytes());
+        let bytes = g.info(b"a", &[4], 0, 0).padded_data(&[1; 16], alignment as usize);
+        let c = open(&bytes).unwrap();
+        assert_eq!(c.read_all(c.tensor("a").unwrap()).unwrap(), [1; 16], "{alignment}");
+    }
+    let string = |length: usize| Gguf::default().key(b"k", 8, &text(&vec![b'x'; length])).bytes();
+    assert!(open(&string(16 << 20)).is_ok());
+    expect("string", &string((16 << 20) + 1), Defect::BadString);
+    let tensors = |n: u64| {
+        let named = |i: u64| format!("t{i}").into_bytes();
+        let all = (0..n).fold(Gguf::default(), |g, i| g.info(&named(i), &[1], 0, 32 * i));
+        all.padded_data(&vec![0; 32 * n as usize], 32)
+    };
+    assert_eq!(open(&tensors(65_536)).unwrap().tensors().len(), 65_536);
+    let shaped = |dims: &[u64]| Gguf::default().info(b"t", dims, 24, 0).padded_data(&[0; 64], 32);
+    assert!(Checkpoint::inspect_only(&scratch("m.gguf", &shaped(&[2; 4])).path).is_ok());
+    // What is wrong then is only that the data is not there.
+    expect("elements", &shaped(&[1 << 21, 1 << 21]), Defect::Truncated);
+    expect("elements over", &shaped(&[1 << 21, (1 << 21) + 1]), Defect::SizeOverflow);
+}
+
 /// K27, D01, D02 and the rest of the header at once.
 #[test]
 fn every_truncation_is_an_error_that_says_truncated() {

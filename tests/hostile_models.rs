@@ -152,24 +152,31 @@ fn keys_that_describe_no_model_are_refused_by_key_and_place() {
 /// The limits that SECURITY.md names, at the limit and one above.
 #[test]
 fn every_limit_of_a_configuration_holds_at_its_last_value() {
-    for (key, most) in [
-        ("block_count", 512u64),
-        ("embedding_length", 1 << 17),
-        ("feed_forward_length", 1 << 20),
-        ("context_length", 1 << 24),
-        ("vocab_size", 1 << 22),
+    for (key, most, step) in [
+        ("attention.head_count", 1024, 1),
+        ("attention.key_length", 256, 2),
+        ("block_count", 512u64, 1),
+        ("embedding_length", 1 << 17, 1),
+        ("feed_forward_length", 1 << 20, 1),
+        ("context_length", 1 << 24, 1),
+        ("vocab_size", 1 << 22, 1),
     ] {
         let at = format!("llama.{key}");
         let refused = |value| {
             let folder = tempfile::tempdir().unwrap();
-            let checkpoint = llama().set(&at, Key::U64(value)).open(folder.path());
+            let mut model = llama();
+            for head in ["key_length", "value_length"] {
+                let bytes = if key == "attention.key_length" { value } else { 16 };
+                model.set(&format!("llama.attention.{head}"), Key::U64(bytes));
+            }
+            let checkpoint = model.set(&at, Key::U64(value)).open(folder.path());
             let options = PlanOptions { capacity: 16, kv: KvType::F16 };
             match record(&checkpoint, options) {
                 Err(Error::InvalidModel { at, defect: Defect::BadValue, .. }) => at.contains(key),
                 _ => false,
             }
         };
-        assert!(refused(most + 1), "{key}: {} is accepted", most + 1);
+        assert!(refused(most + step), "{key}: {} is accepted", most + step);
         // What is wrong then is that the tensors have another shape.
         assert!(!refused(most), "{key}: {most} is refused");
     }
@@ -349,8 +356,13 @@ fn a_vocabulary_that_cannot_be_used_is_refused_by_key_and_place() {
     let ids = tokenizer(&empty.bytes()).unwrap().encode("a b ab", false).unwrap();
     assert!(!ids.contains(&5), "V12: the empty token is matched: {ids:?}");
     let mut long = new();
-    long.tokens[5] = vec![b'x'; 1 << 20];
-    vocabulary("V13", long, Is::Bad(BadVocab, "tokens"));
+    long.tokens[5] = vec![b'x'; 65_536];
+    assert!(tokenizer(&long.bytes()).is_ok(), "V13 at the limit");
+    for bytes in [65_537, 1 << 20] {
+        let mut long = new();
+        long.tokens[5] = vec![b'x'; bytes];
+        vocabulary("V13", long, Is::Bad(BadVocab, "tokens"));
+    }
     let merged = |merges: &[&[u8]]| Vocabulary::bytes_level(merges);
     // What cannot be merged is left out, what stands behind it is not: "ab" is one token.
     for (id, merges) in [
