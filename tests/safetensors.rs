@@ -86,7 +86,7 @@ fn config(arch: &str) -> Value {
     json!({
         "model_type": arch, "num_hidden_layers": 2, "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": VOCAB, "hidden_act": "silu",
+        "rms_norm_eps": 0.05, "rope_theta": 10000.0, "vocab_size": VOCAB, "hidden_act": "silu",
         "tie_word_embeddings": true, "torch_dtype": "float32", "rope_scaling": null,
     })
 }
