@@ -279,10 +279,12 @@ fn ctrl_c_prints_what_was_measured() {
     out.read_line(&mut text).unwrap();
     let mut first = vec![0];
     out.read_exact(&mut first).unwrap();
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let told = Instant::now();
+    interrupt(&child);
     text.push_str(std::str::from_utf8(&first).unwrap());
     out.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
     let rows: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["n_gen"], 2);

@@ -20,6 +20,8 @@ thread_local! {
 }
 
 const HANDLE: usize = 0x10;
+/// Of `END`: success, and no graph.
+const NO_GRAPH: u32 = u32::MAX;
 
 unsafe extern "C" fn init(_: c_uint) -> u32 {
     0
@@ -83,6 +85,11 @@ unsafe extern "C" fn begin(_: Raw, mode: c_uint) -> u32 {
 }
 unsafe extern "C" fn end(_: Raw, graph: *mut Raw) -> u32 {
     assert!(RECORDING.replace(false));
+    if END.get() == NO_GRAPH {
+        // SAFETY: as above.
+        unsafe { graph.write(std::ptr::null_mut()) };
+        return 0;
+    }
     if END.get() == 0 {
         let (live, graphs) = LIVE_BYTES_AND_GRAPHS.get();
         LIVE_BYTES_AND_GRAPHS.set((live, graphs + 1));
@@ -142,6 +149,9 @@ fn a_capture_ends_and_leaks_nothing_on_every_path() {
     let error = stream.capture(|| Ok(())).unwrap_err();
     assert!(matches!(error, Error::Driver { code: 901, fatal: false, .. }), "{error}");
     assert!(clean());
+    END.set(NO_GRAPH);
+    let error = stream.capture(|| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("the capture yielded no graph") && clean(), "{error}");
     END.set(0);
 
     let nested = stream.capture(|| stream.capture(|| Ok(())).map(drop));

@@ -6,6 +6,7 @@
 
 mod counting_allocator;
 mod failing_storage;
+mod fake_driver;
 mod small_model;
 #[path = "../fuzz/targets/mod.rs"]
 #[allow(dead_code, reason = "only what stands beside the weights is used")]
@@ -20,6 +21,7 @@ use decode_graph::tokenizer::Tokenizer;
 use failing_storage::{
     EACCES, EIO, EMFILE, ENOMEM, Failure::*, Seen, while_storage_fails as while_it_fails,
 };
+use fake_driver::{Fake, Live};
 use serde_json::json;
 use small_model::{Key, SmallModel};
 use std::path::{Path, PathBuf};
@@ -176,6 +178,45 @@ fn a_session_on_a_disk_that_fails_is_an_error_and_the_next_one_works() {
     let action = refused(outcome, checkpoint.path(), EIO);
     assert!(action.contains(" bytes at 100000 of tensor "), "{action}");
     load().unwrap();
+}
+
+/// FI-31: while the weights are on their way to a device.
+#[test]
+fn a_disk_that_fails_while_a_device_is_loaded_is_an_error_and_leaves_nothing_there() {
+    let fake = Fake::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = one_file(folder.path());
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let (backend, persistent) = (BackendChoice::Cuda, false);
+    let options = SessionOptions { backend, persistent, capacity: 8, ..SessionOptions::default() };
+    // One thread reads: the one whose storage fails.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let load = |failure| {
+        let first = || DecodeSession::new(&checkpoint, &options, &mut |_, _| {})?.feed(5);
+        pool.install(|| while_it_fails(failure, first))
+    };
+    let expected = load(None).0.unwrap();
+    let length = std::fs::metadata(&path).unwrap().len();
+    let mut told = 0;
+    for bad in (0..length).step_by(5003) {
+        fake.take_log();
+        let (outcome, seen) = load(BadByte(".gguf", bad));
+        if seen.failed == 0 {
+            // The header, and what no step needs.
+            assert_eq!(outcome.unwrap(), expected);
+            continue;
+        }
+        told += 1;
+        let action = refused(outcome, &path, EIO);
+        assert!(action.contains(&format!(" bytes at {bad} of tensor ")), "{action}");
+        assert!(fake.take_log().contains(&"cuMemAlloc_v2"), "it was about to be uploaded");
+        assert_eq!((fake.live(), fake.is_capturing()), (Live::default(), false), "at {bad}");
+    }
+    assert!(told > 20, "{told} bytes of weights");
+    let (outcome, seen) = load(Piecemeal(1000));
+    assert_eq!(outcome.unwrap(), expected);
+    assert!(seen.failed > 20, "{seen:?}");
+    assert_eq!(fake.live(), Live::default());
 }
 
 /// F08.

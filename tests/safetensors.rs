@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
+mod counting_allocator;
 mod small_model;
 
+use counting_allocator::bounded;
 use decode_graph::arch;
 use decode_graph::checkpoint::{Checkpoint, write_gguf};
 use decode_graph::error::{Defect, Error};
@@ -84,7 +86,7 @@ fn config(arch: &str) -> Value {
     json!({
         "model_type": arch, "num_hidden_layers": 2, "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": VOCAB, "hidden_act": "silu",
+        "rms_norm_eps": 0.05, "rope_theta": 10000.0, "vocab_size": VOCAB, "hidden_act": "silu",
         "tie_word_embeddings": true, "torch_dtype": "float32", "rope_scaling": null,
     })
 }
@@ -203,7 +205,11 @@ fn sound(folder: &Path) -> BTreeMap<String, Raw> {
 }
 
 fn invalid(folder: &Path) -> (Defect, String) {
-    match Checkpoint::open(folder) {
+    told(Checkpoint::open(folder))
+}
+
+fn told(outcome: Result<Checkpoint, Error>) -> (Defect, String) {
+    match outcome {
         Err(e @ Error::InvalidModel { defect, .. }) => (defect, e.to_string()),
         Err(other) => panic!("another error: {other}"),
         Ok(_) => panic!("accepted"),
@@ -281,15 +287,41 @@ fn a_malformed_file_is_refused_by_class_and_place() {
         ("gone", file(&one(&format!("{a},{b}")), 16), Defect::MissingTensor, "lm_head"),
     ];
     for (id, bytes, expected, at) in cases {
+        let size = bytes.len();
         std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         if id == "gone" {
             // Well-formed: only what it lacks is wrong, and its names.
             assert!(matches!(Checkpoint::open(folder.path()), Err(Error::Unsupported { .. })));
             continue;
         }
-        let (defect, said) = invalid(folder.path());
+        let (defect, said) = told(bounded(id, size, || Checkpoint::open(folder.path())));
         assert_eq!(defect, expected, "{id}: {said}");
+        assert!(said.contains(" at byte "), "{id}: no place: {said}");
         assert!(said.contains("model.safetensors") && said.contains(at), "{id}: {said}");
+    }
+}
+
+#[test]
+fn a_tensor_that_is_refused_is_told_where_the_header_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    sound(folder.path());
+    let entry =
+        |name: &str| format!(r#""{name}":{{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#);
+    // Also where the name stands before it as a text, and after it as part of another.
+    for (name, header, at) in [
+        ("a", format!("{{{}}}", entry("a")), 9),
+        ("b", format!(r#"{{"__metadata__":{{"b":"b"}}, {}}}"#, entry("b")), 35),
+        ("c", format!("{{\n {}\n}}", entry("c")), 11),
+        // Escapes are not followed: the header's own place.
+        ("d", format!("{{{}}}", entry("\\u0064")), 8),
+    ] {
+        std::fs::write(folder.path().join("model.safetensors"), file(&header, 8)).unwrap();
+        match Checkpoint::open(folder.path()).unwrap_err() {
+            Error::InvalidModel { at: field, offset, defect: Defect::ShapeMismatch, .. } => {
+                assert_eq!((field, offset), (format!("tensor {name}"), Some(at)), "{header}");
+            }
+            other => panic!("{header}: {other}"),
+        }
     }
 }
 
@@ -400,7 +432,28 @@ fn what_a_configuration_asks_for_is_mapped_or_refused_by_key() {
             other => panic!("{key} = {value}: {other:?}"),
         }
     }
-    // What is only wrong in a plan is said with the key of this file, too.
+    // S26: what is only wrong in a plan is said with the key of this file, too.
+    for (key, value) in [
+        ("num_hidden_layers", json!(0)),
+        ("partial_rotary_factor", json!(0)),
+        ("head_dim", json!(15)),
+        ("head_dim", json!(1000)),
+        ("rms_norm_eps", json!(0.0)),
+        ("rms_norm_eps", json!(-1e-5)),
+        ("rope_theta", json!(0)),
+        ("max_position_embeddings", json!(1u64 << 63)),
+        ("intermediate_size", json!(0)),
+        ("intermediate_size", json!(1u64 << 31)),
+    ] {
+        let outcome = set(key, value.clone()).and_then(|c| arch::ModelConfig::read(&c).map(drop));
+        let error = outcome.unwrap_err();
+        let said = error.to_string();
+        let class = matches!(error, Error::InvalidModel { defect: Defect::BadValue, .. });
+        assert!(class && said.contains("config.json"), "{key} = {value}: {said}");
+        // Half a rotation is what is wrong with an odd head.
+        let named = said.contains(key) || said.contains("15 of a head's 15 elements");
+        assert!(named, "{key} = {value}: {said}");
+    }
     let plan = arch::ModelConfig::read(&set("num_hidden_layers", json!(2_000_000)).unwrap());
     let said = plan.unwrap_err().to_string();
     assert!(said.contains("config.json: num_hidden_layers (llama.block_count)"), "{said}");

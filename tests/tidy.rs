@@ -30,11 +30,11 @@ const LAYERS: [&str; 13] = [
 const UNSAFE: [&str; 11] = [
     "src/cuda/driver/",
     "src/cuda/issue.rs",
+    "tests/capture_rules.rs",
     "tests/counting_allocator/",
     "tests/driver_seam.rs",
     "tests/failing_storage/",
     "tests/fake_driver/",
-    "tests/fault_injection.rs",
     "tests/gpu_driver.rs",
     "tests/host_kernels.rs",
     "tests/host_shim/",

@@ -393,14 +393,4 @@ fn a_malformed_tokenizer_file_is_refused_and_never_panics() {
         let _ = tokenizer.encode(&("a".repeat(5_000) + " b"), false);
         assert!(start.elapsed().as_secs_f64() < 1.0, "{linear}: {:?}", start.elapsed());
     }
-    let whole = pieces().to_string().into_bytes();
-    let checkpoint = Checkpoint::open(path).unwrap();
-    for bit in (0..whole.len() * 8).step_by(3) {
-        let mut flipped = whole.clone();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        std::fs::write(path.join("tokenizer.json"), &flipped).unwrap();
-        if let Ok(t) = Tokenizer::of(&checkpoint) {
-            let _ = t.encode("ab \u{e9}</s>", true).map(|ids| t.decode(&ids));
-        }
-    }
 }

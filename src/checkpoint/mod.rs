@@ -371,6 +371,14 @@ pub(crate) fn stands(path: &Path) -> Result<bool> {
     path.try_exists().map_err(|e| Error::io(path, "look for it", e))
 }
 
+/// The byte of `text` at which JSON stops being what it should be.
+pub(crate) fn json_place(text: &[u8], error: &serde_json::Error) -> u64 {
+    // Lines and columns count from 1, columns in bytes; both are 0 for an empty text.
+    let lines = text.split_inclusive(|b| *b == b'\n').take(error.line().saturating_sub(1));
+    let before: usize = lines.map(<[u8]>::len).sum();
+    (before + error.column().saturating_sub(1)) as u64
+}
+
 /// The bytes of a small file beside a model, refused when it has more than `cap`.
 ///
 /// # Errors

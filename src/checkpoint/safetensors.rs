@@ -20,12 +20,14 @@ mod rope;
 use super::inspection::{Inspection, ListedTensor};
 use super::metadata::Metadata;
 use super::source::{Content, DataFile, Span};
-use super::{TensorInfo, read_small_file, stands};
+use super::{TensorInfo, json_place, read_small_file, stands};
 use crate::error::{Defect, Error, Result};
 use crate::quant::QuantFormat;
 use ::safetensors::tensor::{Dtype, Metadata as Header, TensorInfo as Entry};
 use json::Json;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -210,7 +212,7 @@ fn header(path: &Path, file: &DataFile) -> Result<Vec<(String, Entry, u64)>> {
         invalid("header", 8 + e.valid_up_to() as u64, Defect::BadString, why)
     })?;
     let data = 8 + length;
-    let entries = place(path, entries(path, text)?, bytes - data)?;
+    let entries = place(path, text, entries(path, text)?, bytes - data)?;
     let placed = |(name, entry): (String, Entry)| {
         let offset = data + entry.data_offsets.0 as u64;
         (name, entry, offset)
@@ -218,17 +220,37 @@ fn header(path: &Path, file: &DataFile) -> Result<Vec<(String, Entry, u64)>> {
     Ok(entries.into_iter().map(placed).collect())
 }
 
+/// A key as it stands in the text: borrowed from it, unless it is written with escapes.
+#[derive(Deserialize, PartialEq, Eq, Hash)]
+struct Key<'t>(#[serde(borrow)] Cow<'t, str>);
+
+/// The byte of the file at which the header `text` names `tensor`; that of the header for a name
+/// written with escapes.
+fn named_at(text: &str, tensor: &str) -> u64 {
+    let keys = serde_json::from_str::<HashMap<Key<'_>, IgnoredAny>>(text).unwrap_or_default();
+    match keys.keys().find(|key| key.0 == tensor) {
+        // Behind the header's length; the name begins behind its quote.
+        Some(Key(Cow::Borrowed(name))) => {
+            8 + (name.as_ptr().addr() - text.as_ptr().addr()).saturating_sub(1) as u64
+        }
+        _ => 8,
+    }
+}
+
 /// Checks that the tensors lie end to end over all `data` bytes; gives them in that order.
 fn place(
     path: &Path,
+    text: &str,
     mut entries: Vec<(String, Entry)>,
     data: u64,
 ) -> Result<Vec<(String, Entry)>> {
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut end = 0;
     for (name, entry) in &entries {
-        let bad =
-            |defect, why| Err(Error::invalid(path, format!("tensor {name}"), None, defect, why));
+        let bad = |defect, why| {
+            let at = Some(named_at(text, name));
+            Err(Error::invalid(path, format!("tensor {name}"), at, defect, why))
+        };
         let (from, to) = entry.data_offsets;
         if from != end || to < from {
             let why =
@@ -261,11 +283,12 @@ fn place(
     }
     if end as u64 != data {
         let why = format!("{} bytes after the last tensor belong to none", data - end as u64);
-        return Err(Error::invalid(path, "data", None, Defect::BadOffset, why));
+        let at = Some(8 + (text.len() + end) as u64);
+        return Err(Error::invalid(path, "data", at, Defect::BadOffset, why));
     }
     // The crate's own reading of the same rules has the last word.
     Header::new(None, entries.clone()).map_err(|e| {
-        Error::invalid(path, "header", None, Defect::BadOffset, format!("is refused: {e}"))
+        Error::invalid(path, "header", Some(8), Defect::BadOffset, format!("is refused: {e}"))
     })?;
     Ok(entries)
 }
@@ -277,10 +300,8 @@ fn entries(path: &Path, text: &str) -> Result<Vec<(String, Entry)>> {
     let mut json = serde_json::Deserializer::from_str(text);
     let read = Entries { found: &found }.deserialize(&mut json);
     read.and_then(|entries| json.end().map(|()| entries)).map_err(|e| {
-        // Lines and columns count from 1, columns in bytes.
-        let before: usize =
-            text.split_inclusive('\n').take(e.line().saturating_sub(1)).map(str::len).sum();
-        let offset = 8 + (before + e.column().saturating_sub(1)) as u64;
+        // Behind the header's length.
+        let offset = 8 + json_place(text.as_bytes(), &e);
         let (defect, at) = found.take().unwrap_or((Defect::BadType, "header".to_owned()));
         let why = e.to_string();
         // Of an entry's parts only its type is one of several names.

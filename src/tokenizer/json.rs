@@ -10,7 +10,7 @@ use super::pattern::is_linear;
 use super::special::SpecialTokens;
 use super::vocabulary::{byte_value, ends_text};
 use super::{Model, Tokenizer, spm};
-use crate::checkpoint::{read_small_file, stands};
+use crate::checkpoint::{json_place, read_small_file, stands};
 use crate::error::{Defect, Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -73,13 +73,15 @@ impl Tokenizer {
     /// The tokenizer of the files in `folder`.
     pub(super) fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let bad = |at: &str, why: String| Error::invalid(&path, at, None, Defect::BadVocab, why);
+        let bad = |at: &str, place: Option<u64>, why: String| {
+            Error::invalid(&path, at, place, Defect::BadVocab, why)
+        };
         let bytes = read_small_file(&path, TOKENIZER_CAP)?;
-        let shape: Shape =
-            serde_json::from_slice(&bytes).map_err(|e| bad("file", e.to_string()))?;
+        let shape: Shape = serde_json::from_slice(&bytes)
+            .map_err(|e| bad("file", Some(json_place(&bytes, &e)), e.to_string()))?;
         check(&path, &shape)?;
         let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| bad("model", format!("is refused: {e}")))?;
+            .map_err(|e| bad("model", None, format!("is refused: {e}")))?;
         let beside = beside(folder, "tokenizer_config.json")?;
         let table = table(&inner, &shape, &path)?;
 
@@ -131,8 +133,10 @@ fn beside(folder: &Path, file: &str) -> Result<Beside> {
         return Ok(Beside::default());
     }
     let bytes = read_small_file(&path, CONFIG_CAP)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::invalid(&path, "file", None, Defect::BadType, e.to_string()))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let offset = Some(json_place(&bytes, &e));
+        Error::invalid(&path, "file", offset, Defect::BadType, e.to_string())
+    })
 }
 
 /// The chat template, and where it stands.

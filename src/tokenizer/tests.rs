@@ -203,6 +203,9 @@ fn a_byte_without_a_token_is_an_error_that_names_it() {
 
 #[test]
 fn an_oversized_chat_template_is_kept_and_not_run() {
+    let most = "x".repeat(1 << 20);
+    let at_the_limit = VocabSource { chat_template: Some(most), ..source() };
+    assert!(build(at_the_limit).unwrap().encode_chat(&[], 0).is_ok());
     let template = "x".repeat((1 << 20) + 1);
     let source = VocabSource { chat_template: Some(template.clone()), ..source() };
     let t = build(source).unwrap();

@@ -29,6 +29,7 @@ mod tiles;
 pub(crate) use plants::Plant;
 pub(crate) use state::{Fault, Live, Runner};
 
+use decode_graph::cuda::driver::api::{self, Driver};
 use parking_lot::{Mutex, MutexGuard};
 use state::STATE;
 use std::sync::Once;
@@ -41,12 +42,17 @@ pub(crate) struct Fake {
 impl Fake {
     /// A driver as at the start of a process, for as long as this lives.
     pub(crate) fn new() -> Self {
+        Self::over(table::driver())
+    }
+
+    /// As [`Self::new`], with these entry points: all tests of a process give the same.
+    pub(crate) fn over(entries: Driver) -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
             // SAFETY: the entries keep their namesakes' contracts, and the first test that gets
             // here is before all others' use of the driver.
-            let installed = unsafe { decode_graph::cuda::driver::api::install(table::driver()) };
+            let installed = unsafe { api::install(entries) };
             assert!(installed, "the driver was used before");
         });
         let fake = Self { _alone: ALONE.lock() };
@@ -119,6 +125,11 @@ impl Fake {
         STATE.lock().compute = compute;
     }
 
+    /// CUDA version, 1000 × major + 10 × minor.
+    pub(crate) fn set_version(&self, version: i32) {
+        STATE.lock().version = version;
+    }
+
     /// Multiprocessors.
     pub(crate) fn set_multiprocessors(&self, multiprocessors: i32) {
         STATE.lock().multiprocessors = multiprocessors;
@@ -130,9 +141,14 @@ impl Fake {
     }
 
     /// The entry points themselves, for a test of the driver's rules.
-    pub(crate) fn entries(&self) -> decode_graph::cuda::driver::api::Driver {
+    pub(crate) fn entries(&self) -> Driver {
         table::driver()
     }
+}
+
+/// The entry points, for a test that takes some of them away.
+pub(crate) fn entries() -> Driver {
+    table::driver()
 }
 
 impl Drop for Fake {

@@ -19,6 +19,7 @@ pub(super) mod code {
     pub(crate) const INVALID_DEVICE: u32 = 101;
     pub(crate) const INVALID_CONTEXT: u32 = 201;
     pub(crate) const INVALID_PTX: u32 = 218;
+    pub(crate) const UNSUPPORTED_PTX_VERSION: u32 = 222;
     pub(crate) const INVALID_HANDLE: u32 = 400;
     pub(crate) const NOT_FOUND: u32 = 500;
     pub(crate) const NOT_READY: u32 = 600;
@@ -159,6 +160,8 @@ pub(super) struct State {
     pub(super) compute: (i32, i32),
     pub(super) multiprocessors: i32,
     pub(super) devices: i32,
+    /// CUDA version, 1000 × major + 10 × minor.
+    pub(super) version: i32,
 }
 
 pub(super) static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| Mutex::new(State::new()));
@@ -203,6 +206,7 @@ impl State {
             compute: (9, 0),
             multiprocessors: 4,
             devices: 1,
+            version: 13_000,
         }
     }
 

@@ -141,9 +141,17 @@ fn edges(s: &State, graph: Raw) -> Result<Vec<(Raw, Raw, EdgeData)>, u32> {
 
 const SHARED_OPTIN: c_int = 232_448;
 
+/// The newest PTX that a driver of this CUDA version compiles.
+fn newest_ptx(driver: i32) -> (i32, i32) {
+    match (driver / 1000, driver % 1000 / 10) {
+        (12, minor) => (8, if minor > 5 { minor - 1 } else { minor }),
+        (major, minor) => (major - 4, minor),
+    }
+}
+
 entries! {
     fn cuInit(_flags: c_uint) |s| { if s.devices == 0 { Err(code::NO_DEVICE) } else { Ok(()) } }
-    fn cuDriverGetVersion(version: *mut c_int) |_s| { put!(version, 13_000); Ok(()) }
+    fn cuDriverGetVersion(version: *mut c_int) |s| { put!(version, s.version); Ok(()) }
     fn cuGetErrorName(code: u32, text: *mut *const c_char) |_s| {
         let name = match code {
             1 => c"CUDA_ERROR_INVALID_VALUE",
@@ -357,8 +365,12 @@ entries! {
         // SAFETY: the call's contract for PTX: NUL-terminated text.
         let text = unsafe { CStr::from_ptr(image.cast()) }.to_str();
         let text = text.map_err(|_| code::INVALID_PTX)?.to_owned();
-        if !text.contains(".version") {
-            return Err(code::INVALID_PTX);
+        let (_, version) = text.split_once(".version ").ok_or(code::INVALID_PTX)?;
+        let version = version.lines().next().and_then(|v| v.split_once('.'));
+        let number = |text: &str| text.trim().parse::<i32>().map_err(|_| code::INVALID_PTX);
+        let (major, minor) = version.ok_or(code::INVALID_PTX)?;
+        if (number(major)?, number(minor)?) > newest_ptx(s.version) {
+            return Err(code::UNSUPPORTED_PTX_VERSION);
         }
         let handle = s.handle();
         s.modules.insert(handle, text);
@@ -446,6 +458,15 @@ entries! {
             context: raw(CONTEXT as u64),
         });
         Ok(())
+    }
+    fn cuGraphGetEdges(graph: Raw, from: *mut Raw, to: *mut Raw, count: *mut usize) |s| {
+        let edges = edges(s, graph)?;
+        let mut room = if from.is_null() { 0 } else {
+            // SAFETY: the call's contract: `count` holds the room of the lists.
+            unsafe { count.read() }
+        };
+        put_list(to, &raw mut room, &edges.iter().map(|e| e.1).collect::<Vec<_>>())?;
+        put_list(from, count, &edges.iter().map(|e| e.0).collect::<Vec<_>>())
     }
     fn cuGraphGetEdges_v2(graph: Raw, from: *mut Raw, to: *mut Raw, data: *mut EdgeData,
         count: *mut usize) |s| {

@@ -50,7 +50,7 @@ impl SmallModel {
             (k("feed_forward_length"), Key::U32(FFN as u32)),
             (k("attention.head_count"), Key::U32(4)),
             (k("attention.head_count_kv"), Key::U32(2)),
-            (k("attention.layer_norm_rms_epsilon"), Key::F32(1e-5)),
+            (k("attention.layer_norm_rms_epsilon"), Key::F32(0.05)),
             (k("rope.freq_base"), Key::F32(10_000.0)),
             (k("vocab_size"), Key::U32(VOCAB as u32)),
         ];

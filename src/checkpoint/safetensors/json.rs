@@ -1,7 +1,7 @@
 //! JSON files beside the weights, read through getters that say which key of which file is wrong.
 
 use super::super::metadata::{Array, Metadata, StringArray, Value};
-use super::read_small_file;
+use super::{json_place, read_small_file};
 use crate::error::{Defect, Error, Result};
 use serde_json::{Map, Value as Tree};
 use std::collections::HashMap;
@@ -45,7 +45,10 @@ impl Json {
                 let why = "is no JSON object";
                 Err(Error::invalid(path, "file", Some(0), Defect::BadType, why))
             }
-            Err(e) => Err(Error::invalid(path, "file", None, Defect::BadType, e.to_string())),
+            Err(e) => {
+                let offset = Some(json_place(&bytes, &e));
+                Err(Error::invalid(path, "file", offset, Defect::BadType, e.to_string()))
+            }
         }
     }
 

@@ -219,7 +219,8 @@ impl Device {
     }
 }
 
-fn driver_version() -> Result<u32> {
+/// CUDA version of the driver, 1000 × major + 10 × minor.
+pub(super) fn driver_version() -> Result<u32> {
     let mut version = 0;
     // SAFETY: `version` is a place to write to.
     let code = unsafe { api::cuDriverGetVersion(&raw mut version) };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::abi::{Handle, Raw};
 use super::api;
-use super::context::Context;
+use super::context::{Context, driver_version};
 use super::stream::non_null;
 use crate::error::{Error, Result};
 
@@ -48,6 +48,43 @@ fn log_text(buffer: &[u8]) -> String {
     String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).trim().to_owned()
 }
 
+/// The PTX version that a text declares, `(major, minor)`.
+fn declared_version(ptx: &str) -> Option<(u32, u32)> {
+    let line = ptx.lines().find_map(|line| line.trim_start().strip_prefix(".version"))?;
+    let (major, minor) = line.split("//").next()?.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// CUDA version of the first driver that compiles this PTX version, `(major, minor)`; `None` for
+/// one that is not in the list. Source: PTX ISA, release notes, "PTX ISA Version" table.
+fn first_driver(ptx: (u32, u32)) -> Option<(u32, u32)> {
+    match ptx {
+        (7, minor @ 0..=8) => Some((11, minor)),
+        (8, minor @ 0..=5) => Some((12, minor)),
+        (8, minor @ 6..=8) => Some((12, minor + 1)),
+        (9, minor) => Some((13, minor)),
+        _ => None,
+    }
+}
+
+/// Refuses a text that is newer than the driver, whose version is 1000 × major + 10 × minor: the
+/// driver's own answer (222) names neither version.
+fn check_version(label: &str, ptx: &str, driver: u32) -> Result<()> {
+    let Some((version, first)) = declared_version(ptx).and_then(|v| Some((v, first_driver(v)?)))
+    else {
+        return Ok(());
+    };
+    let own = (driver / 1000, driver % 1000 / 10);
+    if own >= first {
+        return Ok(());
+    }
+    Err(Error::NoDevice(format!(
+        "its driver is for CUDA {}.{}, and {label} (PTX {}.{}) needs one for CUDA {}.{} or later: \
+         update the NVIDIA driver, or use --backend cpu",
+        own.0, own.1, version.0, version.1, first.0, first.1
+    )))
+}
+
 /// Adds the compiler's log to a driver error; leaves every other error as it is.
 fn with_log(error: Error, log: &str) -> Error {
     match error {
@@ -68,11 +105,12 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`] with the compiler's log when the text does not compile or needs a newer
-    /// driver; [`Error::Internal`] during a capture.
+    /// [`Error::NoDevice`] with both versions when the text needs a newer driver; [`Error::Driver`]
+    /// with the compiler's log when it does not compile; [`Error::Internal`] during a capture.
     pub fn load(context: &Context, label: &str, ptx: &str) -> Result<Self> {
         let image = c_text(label, ptx)?;
         context.enter_outside_capture(label)?;
+        check_version(label, ptx, driver_version()?)?;
         let mut info = vec![0u8; LOG_BYTES];
         let mut errors = vec![0u8; LOG_BYTES];
         // CUjit_option: info log and its size, error log and its size, verbose log.
@@ -249,6 +287,29 @@ mod tests {
         assert!(text.starts_with("ops.ptx: cuModuleLoadDataEx failed: "), "{text}");
         assert!(text.contains("line 9; error : Not a name"), "{text}");
         assert!(!text.contains("rest"), "{text}");
+    }
+
+    #[test]
+    fn a_text_is_taken_by_the_first_driver_of_its_version_and_refused_by_the_one_before() {
+        for (version, first) in [
+            ("7.0", 11_000),
+            ("7.8", 11_080),
+            ("8.0", 12_000),
+            ("8.5", 12_050),
+            ("8.6", 12_070),
+            ("8.8", 12_090),
+            ("9.0", 13_000),
+        ] {
+            let ptx = format!("//\n\n.version {version}\n.target sm_80\n");
+            assert!(check_version("ops", &ptx, first).is_ok(), "{version}");
+            let error = check_version("ops", &ptx, first - 10).unwrap_err();
+            let said = error.to_string();
+            assert!(matches!(error, Error::NoDevice(_)), "{said}");
+            assert!(said.contains(&format!("ops (PTX {version})")), "{said}");
+        }
+        // What is not known is the driver's to judge.
+        assert!(check_version("ops", ".version 6.5\n", 9_000).is_ok());
+        assert!(check_version("ops", "no version", 9_000).is_ok());
     }
 
     #[test]

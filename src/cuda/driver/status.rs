@@ -189,9 +189,22 @@ mod tests {
 
     #[test]
     fn a_code_with_a_remedy_names_it_on_one_line() {
-        for code in [34, 35, 46, 209, 214, 222, 700, 802, 803, 807] {
+        for (code, remedy) in [
+            (34, "toolkit's stub"),
+            (35, "update the NVIDIA driver"),
+            (46, "kernel log"),
+            (209, "decode-bench doctor"),
+            (214, "replace the GPU"),
+            (222, "update the driver"),
+            (700, "GPU_DEBUG=1"),
+            (719, "GPU_DEBUG=1"),
+            (802, "nvidia-fabricmanager"),
+            (803, "reboot"),
+            (807, "MPS daemon"),
+            (810, "MPS daemon"),
+        ] {
             let line = describe(code);
-            assert!(line.contains("; "), "{code}: {line}");
+            assert!(line.contains("; ") && line.contains(remedy), "{code}: {line}");
             assert!(!line.contains('\n'), "{code}: {line}");
         }
     }
