@@ -100,9 +100,9 @@ fn every_unit_has_one_warp_and_the_ring_brings_it() {
             for step in &program.instructions {
                 let kind = number(step.slots[0]);
                 let Slot::Words(low, high) = step.slots[7] else { continue };
-                let (at_once, each, inverse) = (high & 0xff, high >> 8 & 0xff, high >> 16);
+                let (at_once, each, inverse) = (high & 0xff, (high >> 8) & 0xff, high >> 16);
                 assert!(
-                    (0..4096).all(|k| k * inverse >> 15 == k / each),
+                    (0..4096).all(|k| (k * inverse) >> 15 == k / each),
                     "{name}: divided by {each}"
                 );
                 if kind == ATTENTION {
