@@ -151,6 +151,24 @@ __device__ __forceinline__ float gelu(float z) {
     return 0.5f * z * (1.0f + tanhf(0.79788456f * (z + 0.044715f * z * z * z)));
 }
 
+// --- Angles ---------------------------------------------------------------------------------------
+
+// Sine and cosine, both within 2^-23 of the true value; |angle| below 2^30. Unlike sincosf() it keeps no
+// array for large angles, for which a driver would set memory aside for every thread that a device holds.
+__device__ __forceinline__ void sin_cos(float angle, float& sin, float& cos) {
+    // π/2 in two doubles: exact to the last bit of a float over the range.
+    const double turns = rint(static_cast<double>(angle) * 0.63661977236758134);
+    const float r = static_cast<float>(fma(-turns, 6.123233995736766e-17, fma(-turns, 1.5707963267948966, static_cast<double>(angle))));
+    const float z = r * r;
+    const float s = fmaf(r * z, fmaf(z, fmaf(z, -1.9515295891e-4f, 8.3321608736e-3f), -1.6666654611e-1f), r);
+    const float c = fmaf(z * z, fmaf(z, fmaf(z, 2.443315711809948e-5f, -1.388731625493765e-3f), 4.166664568298827e-2f),
+                         fmaf(z, -0.5f, 1.f));
+    const int quarter = static_cast<int>(turns) & 3;
+    sin = quarter & 1 ? c : s, cos = quarter & 1 ? s : c;
+    if ((quarter & 2) != 0) sin = -sin;
+    if (((quarter + 1) & 2) != 0) cos = -cos;
+}
+
 // --- Choice of the next token -------------------------------------------------------------------
 
 // A candidate of argmax: the best value so far and where it is.

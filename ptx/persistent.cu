@@ -8,12 +8,13 @@
 // All blocks wait for each other: the launch is cooperative, so that they run at the same time.
 #define GEMV_WARPS 16
 #include "persistent/attention.cuh"
+#include "persistent/finish.cuh"
+#include "persistent/product.cuh"
 
 using namespace persistent;
 
-// Steps [first, last) of `program`, which has `steps` in all; of the last warp group one thread asks,
-// the others compute. `trace`, if there is one, gets readings of the clock for every step and block,
-// [steps][gridDim.x][8] (persistent/product.cuh, Point).
+// Steps [first, last) of `program`, which has `steps` in all. `trace`, if there is one, gets readings of the
+// clock for every step and block, [steps][gridDim.x][8] (persistent/board.cuh, Point).
 extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     decode_step(StepState* state, const Instruction* program, uint32_t first, uint32_t last, uint32_t steps,
                 uint32_t chunk_bytes, uint32_t record_bytes, uint32_t* trace) {
@@ -21,39 +22,58 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     open(board());
     const uint4 head = load_step(state);
     const bool active = step_active(head) && head.x < state->vocab;
-    if (threadIdx.x < WARPS) board().buffer[threadIdx.x] = board().turn[threadIdx.x] = board().step[threadIdx.x] = 0;
-    if (threadIdx.x < THREADS) board().best[threadIdx.x] = no_candidate();
-    if (threadIdx.x == 0)
+    if (threadIdx.x < FINISHERS) board().best[threadIdx.x] = no_candidate();
+    if (threadIdx.x == 0) {
         board().launch = Parameters{state, program, first, last, steps, chunk_bytes, record_bytes, trace};
-    if (threadIdx.x == 0) board().token = head.x, board().position = head.y, board().epoch = state->steps, board().asked = 0;
+        board().token = head.x, board().position = head.y, board().epoch = state->steps, board().asked = board().waits = 0;
+    }
     __syncthreads();
 
-    // Registers for those who compute. Who asks ends here: the barriers below count who is left.
-    if (threadIdx.x >= THREADS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        if (active && threadIdx.x == THREADS) Producer(board(), ring(), chunk_bytes).run(program, first, last, head.y);
-        return;
+    if (thread_index() >= THREADS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+        const uint32_t warp = thread_index() / 32;
+        if (active) {
+            if (warp == ASKING) {
+                if (thread_index() % 32 == 0) Producer(board(), ring(), chunk_bytes).run(last - first, head.y);
+            } else if (warp == PLANNING) {
+                plan(board(), program, first, last, head.y);
+            } else {
+                board().best[finisher()] = finish_all(last - first);
+            }
+        }
+        // They end here; joined with the other way's code theirs would be held to its registers.
+        if (thread_index() / 32 >= FINISHING && last == steps) asm volatile("bar.arrive 3, %0;" ::"n"(THREADS + FINISHERS) : "memory");
+        asm volatile("exit;");
+        __builtin_unreachable();
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
     if (active) {
-        Block block;
-        for (;;) {
-            const uint32_t at = block.step();
-            if (at >= last - first) break;
-            const Instruction& step = wait_row(at);
-            block.begin();
-            if (step.kind == EMBED) embed(step, block);
-            else if (step.kind != ATTENTION) product(step, block);
-            else if (step.head_dim == 64) attend<64>(step, block);
-            else attend<128>(step, block);
-            block.end();
-            release_row();
+        for (uint32_t i = 0;; i++) {
+            const uint32_t r = wait_row(i);
+            const Instruction& step = board().rows[r];
+            const volatile Work& w = board().work[r][thread_index() / 32];
+            const uint32_t code = w.code;
+            if ((code & CODE_TRACE) != 0 && thread_index() == 0) note_begin(i);
+            if ((code & CODE_WORK) != 0) {
+                if ((code & CODE_KIND) != ATTENTION) product(step, const_cast<const Work&>(w));
+                else if (step.head_dim == 64) attend<64>(step, board().tasks[r], i);
+                else attend<128>(step, board().tasks[r], i);
+            }
+            // Read anew: nothing but its address is kept during a step.
+            i = w.index;
+            const uint32_t did = w.code;
+            // A product's end is noted by those who finish it.
+            if ((did & CODE_TRACE) != 0 && thread_index() == 0 && ((did & CODE_WORK) == 0 || (did & CODE_KIND) == ATTENTION)) note_end(i);
+            release_row(i);
+            if ((did & CODE_LAST) != 0) break;
         }
     }
     if (last == steps) {
-        __syncthreads();
+        // What is chosen from, of those who finish.
+        asm volatile("bar.sync 3, %0;" ::"n"(THREADS + FINISHERS) : "memory");
         const Instruction& step = program[last - 1];
-        choose_and_advance(board().best[thread_index()], state, step.candidates, step.counters, step.forced, step.ring,
+        const Candidate best = thread_index() < FINISHERS ? board().best[thread_index()] : no_candidate();
+        choose_and_advance(best, state, step.candidates, step.counters, step.forced, step.ring,
                            static_cast<uint32_t>(step.rows[0]), THREADS);
     }
 #endif

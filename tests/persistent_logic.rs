@@ -191,6 +191,31 @@ fn few_blocks_with_many_tiles_and_many_without_any_compute_the_same() {
     }
 }
 
+#[test]
+fn rows_of_more_units_than_warps_are_multiplied_as_their_units_arrive() {
+    for (format, columns, blocks) in [
+        (QuantFormat::F32, 1088, 8),
+        (QuantFormat::F32, 1152, 24),
+        (QuantFormat::Bf16, 2176, 8),
+        (QuantFormat::Q4K, 4352, 8),
+        (QuantFormat::Q6K, 4608, 16),
+    ] {
+        let _device = device(&KERNELS, blocks);
+        let mut model = SmallModel::new("llama", format).widen(4);
+        for layer in 0..2 {
+            for (part, shape) in
+                [("gate", [256, columns]), ("up", [256, columns]), ("down", [columns, 256])]
+            {
+                let name = format!("blk.{layer}.ffn_{part}.weight");
+                model.change(&name, |t| t.shape = shape.to_vec());
+            }
+        }
+        model.set("llama.feed_forward_length", Key::U32(u32::try_from(columns).unwrap()));
+        let checkpoint = opened(&model);
+        check(&format!("{format}, {columns}"), &checkpoint, &plan(&checkpoint, 8), &[0], 2);
+    }
+}
+
 /// Launches tokens at the end of the cache, which compute nothing, until `launched` were.
 fn let_pass(engine: &mut CudaEngine, capacity: u32, launched: u32) {
     engine.seek(capacity - 1).unwrap();
@@ -208,7 +233,7 @@ fn the_tags_of_words_begin_anew_and_no_word_is_taken_for_another() {
     let plan = plan(&checkpoint, 12);
     let mut fresh = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);
     let expected = decode(&mut fresh, &plan, 0, 6).unwrap();
-    // Of a vector that is published once, twice, … five times a token they begin anew at 256.
+    // Of a vector that is published once, twice, … five times a token they begin anew at 2, 4, 4, 8, 8.
     let mut later = engine(&checkpoint, &plan, Mode::Graph, DebugLevel::Off);
     let_pass(&mut later, 12, 253);
     assert!(decode(&mut later, &plan, 0, 6).unwrap() == expected);
@@ -253,13 +278,13 @@ struct Defect {
     with: &'static str,
 }
 
-const DEFECTS: [(&str, Defect); 8] = [
+const DEFECTS: [(&str, Defect); 9] = [
     (
         "a barrier between the parts of a product and their sum",
         Defect {
             file: "product.cuh",
-            what: "sync_workers();\n        if (base == 0)",
-            with: "if (!PLANTED) sync_workers();\n        if (base == 0)",
+            what: "sync_sums();\n        if (end == w.tiles) break;",
+            with: "if (!PLANTED) sync_sums();\n        if (end == w.tiles) break;",
         },
     ),
     (
@@ -274,10 +299,10 @@ const DEFECTS: [(&str, Defect); 8] = [
         "values that are read after their release",
         Defect {
             file: "attention.cuh",
-            what: "        run.take(score, values, count, lane);\n        if (!now) release_chunk(chunk + 1, 1, shift, lane);",
-            with: "if (PLANTED && !now) release_chunk(chunk + 1, 1, shift, lane);\n\
-                   run.take(score, values, count, lane);\n\
-                   if (!PLANTED && !now) release_chunk(chunk + 1, 1, shift, lane);",
+            what: "        run.take(score, values, pitch, count, lane);\n        if (!now) release",
+            with: "if (PLANTED && !now) release_chunk(chunk, lane), release_chunk(chunk + 1, lane);\n\
+                   run.take(score, values, pitch, count, lane);\n\
+                   if (!PLANTED && !now) release",
         },
     ),
     (
@@ -286,6 +311,14 @@ const DEFECTS: [(&str, Defect); 8] = [
             file: "stream.cuh",
             what: "if (next >= CHUNKS) barrier_wait",
             with: "if (next >= CHUNKS && !PLANTED) barrier_wait",
+        },
+    ),
+    (
+        "tags of sums of squares that are not looked at",
+        Defect {
+            file: "finish.cuh",
+            what: "while ((wrong & x_tag.mask) != 0);",
+            with: "while (!PLANTED && (wrong & x_tag.mask) != 0);",
         },
     ),
     (
@@ -305,19 +338,19 @@ const DEFECTS: [(&str, Defect); 8] = [
         },
     ),
     (
-        "a tag of one word that is not looked at",
+        "tags of another block's partial results that are not looked at",
         Defect {
-            file: "program.cuh",
-            what: "while (((w ^ tag) & TAG) != 0);",
-            with: "while (!PLANTED && ((w ^ tag) & TAG) != 0);",
+            file: "attention.cuh",
+            what: "} while (!all);",
+            with: "} while (!PLANTED && !all);",
         },
     ),
     (
         "tags of several words that are not looked at",
         Defect {
             file: "program.cuh",
-            what: "return wrong & TAG;",
-            with: "return PLANTED ? 0 : wrong & TAG;",
+            what: "if (!__any_sync(~0u, missing != 0)) break;",
+            with: "if (PLANTED || !__any_sync(~0u, missing != 0)) break;",
         },
     ),
 ];

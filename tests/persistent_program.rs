@@ -27,13 +27,13 @@ struct Shape {
     parts: u32,
     sets: u32,
     at_once: u32,
-    shift: u32,
+    each: u32,
     tiles: u32,
 }
 
 impl Shape {
     fn chunks(&self) -> u32 {
-        self.units.div_ceil(1 << self.shift)
+        self.units.div_ceil(self.each)
     }
 
     /// Tile and unit of each product of warp `w`, in order, tiles below `end` from `base` on.
@@ -47,12 +47,12 @@ impl Shape {
     /// Walks the step: every warp waits for its chunks in order, and for the others after `at_once`
     /// tiles; a chunk is asked for when all units of the one before in its place are released.
     fn walk(&self) -> Result<(), String> {
-        let chunk = |(n, k): (u32, u32)| n * self.chunks() + (k >> self.shift);
+        let chunk = |(n, k): (u32, u32)| n * self.chunks() + k / self.each;
         let all = self.tiles * self.chunks();
         let mut released = vec![0; all as usize];
         let units_of = |c: u32| {
-            let first = (c % self.chunks()) << self.shift;
-            (self.units - first).min(1 << self.shift)
+            let first = (c % self.chunks()) * self.each;
+            (self.units - first).min(self.each)
         };
         let mut asked = 0;
         for base in (0..self.tiles).step_by(self.at_once as usize) {
@@ -100,21 +100,25 @@ fn every_unit_has_one_warp_and_the_ring_brings_it() {
             for step in &program.instructions {
                 let kind = number(step.slots[0]);
                 let Slot::Words(low, high) = step.slots[7] else { continue };
-                let (at_once, shift) = (high & 0xff, high >> 8);
+                let (at_once, each, inverse) = (high & 0xff, (high >> 8) & 0xff, high >> 16);
+                assert!(
+                    (0..4096).all(|k| (k * inverse) >> 15 == k / each),
+                    "{name}: divided by {each}"
+                );
                 if kind == ATTENTION {
-                    assert!((2 * 16 * 64) << shift <= program.chunk_bytes, "{name}");
+                    assert!(2 * 16 * 64 * each <= program.chunk_bytes, "{name}");
                     continue;
                 }
                 let widest =
                     number(step.slots[8]).max(if kind == QKV { number(step.slots[9]) } else { 0 });
-                assert!(widest << shift <= program.chunk_bytes, "{name}: a chunk in its place");
+                assert!(widest * each <= program.chunk_bytes, "{name}: a chunk in its place");
                 let (units, parts, sets) = (low & 0xffff, low >> 16 & 0xff, low >> 24);
                 assert!(parts >= 1 && sets >= 1 && parts * sets <= WARPS, "{name}");
-                assert!(at_once > 0 && at_once % 2 == 0 && at_once * parts <= 128, "{name}");
+                assert!(at_once > 0 && at_once % 4 == 0 && at_once * parts <= 128, "{name}");
                 let most = number(step.slots[1]).div_ceil(132);
                 for items in most.saturating_sub(1).max(1)..=most {
                     let tiles = items * if kind == GATE_UP { 2 } else { 1 };
-                    let shape = Shape { units, parts, sets, at_once, shift, tiles };
+                    let shape = Shape { units, parts, sets, at_once, each, tiles };
                     if shapes.insert(shape) {
                         shape.walk().unwrap_or_else(|e| panic!("{name}, kind {kind}: {e}"));
                     }
@@ -127,7 +131,7 @@ fn every_unit_has_one_warp_and_the_ring_brings_it() {
 
 #[test]
 fn units_without_a_warp_are_noticed() {
-    let shape = Shape { units: 16, parts: 16, sets: 1, at_once: 8, shift: 1, tiles: 61 };
+    let shape = Shape { units: 16, parts: 16, sets: 1, at_once: 8, each: 2, tiles: 61 };
     assert!(shape.walk().is_ok());
     assert!(Shape { sets: 0, ..shape }.walk().is_err(), "no warp has a tile");
     assert!(Shape { sets: 2, parts: 16, ..shape }.walk().is_err(), "the second set has no warps");

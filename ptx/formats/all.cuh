@@ -1,4 +1,4 @@
-// Every weight format by the suffix that kernel names carry. A new format is one line here.
+// Every weight format by the suffix that kernel names carry. A new format is one line here, and one in the list below.
 #pragma once
 #include "codebook.cuh"
 #include "float.cuh"
@@ -24,3 +24,9 @@ using iq4_nl = IQ4NL;
 using iq4_xs = IQ4XS;
 using mxfp4 = MXFP4;
 }  // namespace gemv
+
+// The same by their GGML type ids, the usual ones apart.
+#define OTHER_FORMATS(X)                                                                           \
+    X(0, f32) X(1, f16) X(2, q4_0) X(3, q4_1) X(6, q5_0) X(7, q5_1) X(8, q8_0) X(10, q2_k)         \
+        X(11, q3_k) X(13, q5_k) X(20, iq4_nl) X(23, iq4_xs) X(39, mxfp4)
+#define EVERY_FORMAT(X) X(12, q4_k) X(14, q6_k) X(30, bf16) OTHER_FORMATS(X)

@@ -18,6 +18,9 @@ struct IntegerStage {
     static constexpr int UNIT_COLUMNS = 256;
     static constexpr int LOW = 272, SUMS = 528, SCALE = 592, STAGE_BYTES = 608;
 
+    // A lane has TOGETHER columns in a row: all eight, or four and the four 128 columns on, for which a
+    // warp that loads them at once asks without gaps.
+    template <int TOGETHER = 8>
     static __device__ __forceinline__ void stage(uint8_t* record, const float (&x)[8], int lane) {
         float largest = fabsf(x[0]);
 #pragma unroll
@@ -39,12 +42,27 @@ struct IntegerStage {
         hi.y = gather<1>(u[4], u[5], u[6], u[7]);
         lo.x = gather<0>(u[0], u[1], u[2], u[3]) ^ 0x80808080u;
         lo.y = gather<0>(u[4], u[5], u[6], u[7]) ^ 0x80808080u;
-        *reinterpret_cast<uint2*>(record + lane * 8) = hi;
-        *reinterpret_cast<uint2*>(record + LOW + lane * 8) = lo;
-        int sum = static_cast<int>((u[0] + u[1] + u[2]) + (u[3] + u[4] + u[5]) + (u[6] + u[7]) -
-                                   8u * __float_as_uint(MAGIC));
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        if ((lane & 1) == 0) reinterpret_cast<int*>(record + SUMS)[lane >> 1] = sum;
+        int* const sums = reinterpret_cast<int*>(record + SUMS);
+        if constexpr (TOGETHER == 8) {
+            *reinterpret_cast<uint2*>(record + lane * 8) = hi;
+            *reinterpret_cast<uint2*>(record + LOW + lane * 8) = lo;
+            int sum = static_cast<int>((u[0] + u[1] + u[2]) + (u[3] + u[4] + u[5]) + (u[6] + u[7]) -
+                                       8u * __float_as_uint(MAGIC));
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            if ((lane & 1) == 0) sums[lane >> 1] = sum;
+        } else {
+            uint32_t* const high = reinterpret_cast<uint32_t*>(record + lane * 4);
+            uint32_t* const low = reinterpret_cast<uint32_t*>(record + LOW + lane * 4);
+            high[0] = hi.x, high[32] = hi.y, low[0] = lo.x, low[32] = lo.y;
+            // Of four lanes the even ones sum up the first four columns of each, the odd ones the others.
+            const int first = static_cast<int>((u[0] + u[1]) + (u[2] + u[3]) - 4u * __float_as_uint(MAGIC));
+            const int second = static_cast<int>((u[4] + u[5]) + (u[6] + u[7]) - 4u * __float_as_uint(MAGIC));
+            const bool odd = lane & 1;
+            int sum = odd ? second : first;
+            sum += __shfl_xor_sync(~0u, odd ? first : second, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            if ((lane & 2) == 0) sums[(lane >> 2) + (odd ? 8 : 0)] = sum;
+        }
         if (lane == 0) *reinterpret_cast<float*>(record + SCALE) = scale;
     }
 

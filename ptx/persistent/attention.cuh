@@ -11,7 +11,7 @@
 // The warps' partial results are joined in shared memory, those of several blocks
 // by mail of words {f32, 32-bit tag}: each block of a head joins an equal part of the outputs.
 #pragma once
-#include "product.cuh"
+#include "stream.cuh"
 
 namespace persistent {
 
@@ -74,7 +74,8 @@ struct Running {
 
     // Takes the scores of a group: this lane has head g, positions 2t, 2t + 1, 2t + 8, 2t + 9, of
     // which `count` are there; `keys` and `values` are its rows.
-    __device__ __forceinline__ void take(const float (&score)[2][2], const uint8_t* values, uint32_t count, uint32_t lane) {
+    __device__ __forceinline__ void take(const float (&score)[2][2], const uint8_t* values, uint32_t pitch, uint32_t count,
+                                         uint32_t lane) {
         const uint32_t g = lane >> 2, t = lane & 3;
         float top = fmaxf(fmaxf(score[0][0], score[0][1]), fmaxf(score[1][0], score[1][1]));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
@@ -92,14 +93,14 @@ struct Running {
         }
         const Terms first(w[0], w[1]), second(w[2], w[3]);
         const bool odd = t & 1;
-        const uint8_t* const at = values + (2 * t * DIM + EACH * g) * 2;
+        const uint8_t* const at = values + 2 * t * pitch + EACH * g * 2;
 #pragma unroll
         for (int h = 0; h < EACH / 8; h++) {
             uint32_t v[4][4];
 #pragma unroll
             for (int p = 0; p < 4; p++) {
                 // Lanes of other parity begin with the other half: other banks.
-                const uint8_t* row = at + ((p & 1) + 8 * (p >> 1)) * DIM * 2 + 16 * h;
+                const uint8_t* row = at + ((p & 1) + 8 * (p >> 1)) * pitch + 16 * h;
                 const uint2 x = *reinterpret_cast<const uint2*>(row + (odd ? 8 : 0));
                 const uint2 y = *reinterpret_cast<const uint2*>(row + (odd ? 0 : 8));
                 v[p][0] = odd ? y.x : x.x, v[p][1] = odd ? y.y : x.y;
@@ -126,63 +127,68 @@ struct Running {
 };
 
 template <int DIM>
-__device__ __forceinline__ void attend(const Instruction& step, Block& block) {
-    const Task& share = block.task();
-    if (share.split >= share.splits) return;
+__device__ __forceinline__ void attend(const Instruction& step, const Task& share, uint32_t at) {
     const uint32_t warp = thread_index() / 32, lane = thread_index() % 32, g = lane >> 2, t = lane & 3;
     const uint32_t group = static_cast<uint32_t>(step.group), outputs = group * DIM;
-    const uint32_t tag = tag_of(step.x_tag, board().epoch);
-    Scratch<DIM>& s = *reinterpret_cast<Scratch<DIM>*>(block.records());
+    const Tag tag = tag_of(step.x_tag, board().epoch);
+    Scratch<DIM>& s = *reinterpret_cast<Scratch<DIM>*>(Memory().records);
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
-    for (uint32_t i = thread_index(); i < HEADS * DIM; i += THREADS) {
-        float v = 0.f;
-        if (i < outputs) v = await(step.x + share.head * outputs + i, tag) * scale;
-        const __half high = __float2half_rn(v);
-        s.q[0][i / DIM][i % DIM] = high;
-        s.q[1][i / DIM][i % DIM] = __float2half_rn(v - __half2float(high));
+    const bool last = share.split + 1 == share.splits;
+    // Each word is asked for once, all at the same time: the queries by the first warps, key and value of
+    // this position by the last. Rows of heads that there are not stay as they are: what comes of them goes nowhere.
+    const uint32_t i0 = 4 * thread_index();
+    note_waiting(true);
+    if (i0 - 4 * lane < outputs) {
+        float v[1][4];
+        await_all<1, 4>(v, step.x + share.head * outputs + i0, 0, i0 < outputs ? 1 : 0, tag);
+        note_waiting(false);
+        const Terms a(v[0][0] * scale, v[0][1] * scale), b(v[0][2] * scale, v[0][3] * scale);
+        if (i0 < outputs) {
+            *reinterpret_cast<uint2*>(&s.q[0][i0 / DIM][i0 % DIM]) = make_uint2(a.high, b.high);
+            *reinterpret_cast<uint2*>(&s.q[1][i0 / DIM][i0 % DIM]) = make_uint2(a.low, b.low);
+        }
+    } else if (last && warp + 1 == WARPS) {
+        constexpr int MINE = DIM / 32;
+        float kv[2][MINE];
+        await_all<2, MINE>(kv, step.k_mail + share.head * DIM + lane * MINE,
+                           static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
+#pragma unroll
+        for (int e = 0; e < MINE; e++) {
+            s.now[0][lane * MINE + e] = __float2half_rn(kv[0][e]);
+            s.now[1][lane * MINE + e] = __float2half_rn(kv[1][e]);
+        }
     }
     sync_workers();
 
-    block.mark(STAGED);
-    const uint32_t shift = Shape(step.units).shift, groups = share.end - share.begin;
-    const bool last = share.split + 1 == share.splits;
+    const bool notes = board().launch.trace != nullptr && thread_index() == 0;
+    if (notes) note(at, STAGED, cycles());
+    const Shape shape(step.units);
+    const uint32_t groups = share.end - share.begin;
     Running<DIM> run;
     uint32_t known = share.chunk;
     // Group `groups` is this position alone.
     for (uint32_t i = warp; i < groups + (last ? 1u : 0u); i += WARPS) {
         const bool now = i == groups;
-        const uint32_t chunk = share.chunk + (i >> shift) * 2, inside = (i & ((1u << shift) - 1)) * (POSITIONS * DIM * 2);
+        const uint32_t place = Shape::divide(i, shape.inverse), chunk = share.chunk + place * 2;
+        const uint32_t inside = (i - place * shape.each) * (POSITIONS * DIM * 2);
         const uint32_t count = now ? 1u : min(static_cast<uint32_t>(POSITIONS), board().position - (share.begin + i) * POSITIONS);
-        const uint8_t* keys;
-        if (now) {
-            // Key and value together: each look costs a round trip.
-            constexpr int MINE = DIM / 32;
-            float kv[2][MINE];
-            await_all<2, MINE>(kv, step.k_mail + share.head * DIM + lane * MINE,
-                               static_cast<uint32_t>(step.v_mail - step.k_mail), 3, tag);
-#pragma unroll
-            for (int e = 0; e < MINE; e++) {
-                s.now[0][lane * MINE + e] = __float2half_rn(kv[0][e]);
-                s.now[1][lane * MINE + e] = __float2half_rn(kv[1][e]);
-            }
-            __syncwarp();
-            keys = reinterpret_cast<const uint8_t*>(s.now[0]);
-        } else {
-            keys = wait_chunk(chunk, known) + inside;
-        }
-        float d[2][4] = {};
-        const uint8_t* row = keys + g * DIM * 2 + t * 16;
+        const uint8_t* const keys = now ? reinterpret_cast<const uint8_t*>(s.now[0]) : wait_chunk(chunk, known) + inside;
+        const uint8_t* const values = now ? reinterpret_cast<const uint8_t*>(s.now[1]) : wait_chunk(chunk + 1, known) + inside;
+        float d[2][2][4] = {};  // two sums each: a product waits for the one before it
+        // This position has one row: it is read in the place of all, and only the first counts.
+        const uint32_t pitch = now ? 0u : DIM * 2;
+        const uint8_t* const rows[2] = {keys + g * pitch + t * 16, keys + (g + 8) * pitch + t * 16};
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) {
             const uint4 a = load_shared(&s.q[0][g][32 * j + 8 * t]);
             const uint4 b = load_shared(&s.q[1][g][32 * j + 8 * t]);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                const uint4 k = *reinterpret_cast<const uint4*>(row + 8 * n * DIM * 2 + j * 64);
-                mma_f16(d[n], a.x, b.x, a.y, b.y, k.x, k.y);
-                mma_f16(d[n], a.z, b.z, a.w, b.w, k.z, k.w);
+                const uint4 k = *reinterpret_cast<const uint4*>(rows[n] + j * 64);
+                mma_f16(d[n][0], a.x, b.x, a.y, b.y, k.x, k.y);
+                mma_f16(d[n][1], a.z, b.z, a.w, b.w, k.z, k.w);
             }
         }
         float score[2][2];
@@ -190,51 +196,62 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                score[n][c] = 8 * n + 2 * t + c < count ? d[n][c] + d[n][2 + c] : -INFINITY;
-        if (!now) release_chunk(chunk, 1, shift, lane);
-        const uint8_t* values = reinterpret_cast<const uint8_t*>(s.now[1]);
-        if (!now) values = wait_chunk(chunk + 1, known) + inside;
-        run.take(score, values, count, lane);
-        if (!now) release_chunk(chunk + 1, 1, shift, lane);
+                score[n][c] = 8 * n + 2 * t + c < count ? (d[n][0][c] + d[n][1][c]) + (d[n][0][2 + c] + d[n][1][2 + c]) : -INFINITY;
+        run.take(score, values, pitch, count, lane);
+        if (!now) release_chunk(chunk, lane), release_chunk(chunk + 1, lane);
     }
 
-    block.mark(FIRST);
-    // Join the warps. One without work has largest = -inf and weight 0.
+    if (notes) note(at, FIRST, cycles());
+    // Join the warps that had work.
+    const uint32_t active = min(WARPS, groups + (last ? 1u : 0u));
     run.sum += __shfl_xor_sync(~0u, run.sum, 1);
     run.sum += __shfl_xor_sync(~0u, run.sum, 2);
     if (t == 0) s.largest[warp][g] = run.largest, s.sum[warp][g] = run.sum;
 #pragma unroll
     for (int c = 0; c < 2; c++) {
         float* const row = outs + warp * outputs + (2 * t + c) * DIM + Running<DIM>::EACH * g;
-        if (2 * t + c < group) {
+        if (2 * t + c < group && warp < active) {
 #pragma unroll
             for (int m = 0; m < Running<DIM>::TILES; m++)
                 *reinterpret_cast<float2*>(row + 2 * m) = make_float2(run.out[m][c], run.out[m][2 + c]);
         }
     }
+    // Where the results go.
+    const Tag y_tag = tag_of(step.y_tag, board().epoch);
+    uint32_t* const y_mail = step.y_mail + share.head * outputs;
+    float* const y = step.y + share.head * outputs;
     sync_workers();
-    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + block.step();
+    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + at;
     const uint32_t words = outputs + 2 * HEADS;  // of a split: out, largest, sum
     uint64_t* const partials = step.partials + static_cast<uint64_t>(share.head) * (gridDim.x / step.kv_heads) * words;
     auto store = [&](uint32_t o, float v) {
-        const uint32_t at = share.head * outputs + o;
-        step.y[at] = v;
-        post(step.y_mail, at, v, tag_of(step.y_tag, board().epoch));
+        post(y_mail, o, v, y_tag);
+        y[o] = v;
     };
     for (uint32_t o = thread_index(); o < outputs; o += THREADS) {
         const uint32_t h = o / DIM;
-        float top = s.largest[0][h];
+        float top = -INFINITY, total = 0.f, value = 0.f;
+        // Four at a time, so that their loads go together; warps without work have a largest of -infinity.
+#pragma unroll 1
+        for (uint32_t w = 0; w < active; w += 4) {
+            float m[4], l[4], v[4];
 #pragma unroll
-        for (int w = 1; w < WARPS; w++) top = fmaxf(top, s.largest[w][h]);
-        float total = 0.f, value = 0.f;
+            for (uint32_t k = 0; k < 4; k++) {
+                m[k] = s.largest[w + k][h], l[k] = s.sum[w + k][h];
+                v[k] = w + k < active ? outs[(w + k) * outputs + o] : 0.f;
+            }
+            const float most = fmaxf(fmaxf(fmaxf(m[0], m[1]), fmaxf(m[2], m[3])), top);
+            const float before = exp2_approximate(top - most);
+            total *= before, value *= before, top = most;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float f = exp2_approximate(s.largest[w][h] - top);
-            total = fmaf(f, s.sum[w][h], total);
-            value = fmaf(f, outs[w * outputs + o], value);
+            for (uint32_t k = 0; k < 4; k++) {
+                const float f = exp2_approximate(m[k] - most);
+                total = fmaf(f, l[k], total);
+                value = fmaf(f, v[k], value);
+            }
         }
         if (share.splits == 1) {
-            store(o, value / total);
+            store(o, __fdividef(value, total));
         } else {
             auto send = [&](uint32_t at, float v) {
                 const uint64_t word = static_cast<uint64_t>(tag32) << 32 | __float_as_uint(v);
@@ -270,7 +287,7 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
         for (int i = 0; i < 3; i++) to[i] = __uint_as_float(static_cast<uint32_t>(w[i]));
     };
     const uint32_t width = end - begin;
-    float* const joined = reinterpret_cast<float*>(block.records());  // [splits][width][largest, sum, out]
+    float* const joined = reinterpret_cast<float*>(Memory().records);  // [splits][width][largest, sum, out]
     for (uint32_t i = thread_index(); i < width * share.splits; i += THREADS) {
         const uint32_t split = i / width, o = begin + i % width, h = o / DIM;
         receive(split, {outputs + h, outputs + HEADS + h, o}, joined + 3 * i);
@@ -278,13 +295,15 @@ __device__ __forceinline__ void attend(const Instruction& step, Block& block) {
     sync_workers();
     for (uint32_t i = thread_index(); i < width; i += THREADS) {
         float top = -INFINITY, total = 0.f, value = 0.f;
+#pragma unroll 4
         for (uint32_t j = i; j < width * share.splits; j += width) top = fmaxf(top, joined[3 * j]);
+#pragma unroll 4
         for (uint32_t j = i; j < width * share.splits; j += width) {
             const float f = exp2_approximate(joined[3 * j] - top);
             total = fmaf(f, joined[3 * j + 1], total);
             value = fmaf(f, joined[3 * j + 2], value);
         }
-        store(begin + i, value / total);
+        store(begin + i, __fdividef(value, total));
     }
     sync_workers();
 }

@@ -2,15 +2,19 @@
 // step's results reach the next.
 //
 // Mail. Every vector that another block reads is published twice: as f32 in the workspace, for the
-// host and for the block's own later use, and as words of mail, f32 rounded to 24 bits whose low
-// eight bits are a tag. A reader polls until the tag is that of the version it needs: value and
+// host and for the block's own later use, and as words of mail, f32 rounded to 32 - n bits whose low
+// n bits are a tag. A reader polls until the tag is that of the version it needs: value and
 // validity are one 32-bit word, so nothing has to be fenced and no counter stands between two steps.
 //
-//   tag = (epoch · writes + ordinal) mod 256
+//   tag = (epoch · writes + ordinal) mod 2^n,   2^n the least power of two above `writes`
 //
 // writes: how often the vector is published in a token; ordinal: which of them; epoch: the step's
 // number. A word's successive tags differ by one. A version is overwritten only by blocks that have
 // seen results which every reader of that version contributed to after reading it.
+//
+// What a norm reads is posted times the norm's gain: once, instead of a product in every block. Behind the
+// vector's words are those of the sums of squares (without the gain) of every 16 elements; 1 / rms is
+// a factor of the finished sums.
 #pragma once
 #include "../common.cuh"
 
@@ -28,14 +32,14 @@ struct alignas(128) Instruction {
     uint64_t units;          // and how they are shared out: Shape
     uint64_t unit_bytes[2];  // of the first format and of the last matrix's
     uint64_t tile_bytes[2];
-    uint64_t tail_bytes[2];  // of a tile's last unit
+    uint64_t unused[2];
     uint64_t tail;           // columns of a tile's last unit
     uint64_t format[2];      // GGML type ids
     // What the product needs.
     const uint32_t* x;  // mail
     uint64_t x_tag;     // writes << 16 | ordinal
-    const float* gain;
-    uint64_t eps;
+    const float* gain;  // of the norm that reads y: y is posted times it (EMBED, PROJECT), or null
+    uint64_t eps;       // of the norm of x (QKV, GATE_UP, LM_HEAD)
     uint64_t columns;
     float* y;
     uint32_t* y_mail;
@@ -70,13 +74,18 @@ static_assert(sizeof(Instruction) == 384, "the host twin has 48 slots");
 struct Shape {
     uint32_t units, parts, sets;
     uint32_t at_once;  // tiles whose parts are added up together
-    uint32_t shift;    // a chunk has 1 << shift units
+    uint32_t each;     // units of a chunk
+    uint32_t inverse;  // 2^15 / each, rounded up
 
     __device__ __forceinline__ explicit Shape(uint64_t slot) {
         const uint32_t low = static_cast<uint32_t>(slot), high = static_cast<uint32_t>(slot >> 32);
         units = low & 0xffffu, parts = low >> 16 & 0xffu, sets = low >> 24;
-        at_once = high & 0xffu, shift = high >> 8 & 0xffu;
+        at_once = high & 0xffu, each = high >> 8 & 0xffu, inverse = high >> 16;
     }
+    // Chunks that `n` units fill.
+    __device__ __forceinline__ uint32_t chunks(uint32_t n) const { return divide(n + each - 1, inverse); }
+    // k / each, for k below 4096.
+    static __device__ __forceinline__ uint32_t divide(uint32_t k, uint32_t inverse) { return k * inverse >> 15; }
 };
 __device__ __forceinline__ uint32_t units_of(const Instruction& i) { return static_cast<uint32_t>(i.units) & 0xffffu; }
 
@@ -85,25 +94,27 @@ __device__ __forceinline__ float as_float(uint64_t slot) {
 }
 
 // A block without work in a step goes on to its next: it may look for a version that is `writes` ahead
-// of what is there, so there are fewer writes than tags (src/plan/program.rs).
-constexpr uint32_t TAG = 0xffu;
+// of what is there, so there are more tags than writes. No more than that: they are bits of the value.
+struct Tag {
+    uint32_t value, mask;  // mask: 2^n - 1
+};
 
 // The tag of a version: `slot` is writes << 16 | ordinal.
-__device__ __forceinline__ uint32_t tag_of(uint64_t slot, uint32_t epoch) {
-    const uint32_t s = static_cast<uint32_t>(slot);
-    return (epoch * (s >> 16) + (s & 0xffffu)) & TAG;
+__device__ __forceinline__ Tag tag_of(uint64_t slot, uint32_t epoch) {
+    const uint32_t s = static_cast<uint32_t>(slot), writes = s >> 16, mask = ~0u >> __clz(writes | 1);
+    return Tag{(epoch * writes + (s & 0xffffu)) & mask, mask};
 }
 
 // v with its low bits replaced; rounded to nearest, infinities and NaNs kept.
-__device__ __forceinline__ uint32_t sealed(float v, uint32_t tag) {
+__device__ __forceinline__ uint32_t sealed(float v, Tag tag) {
     const uint32_t w = __float_as_uint(v);
     const bool finite = is_finite(v);
-    const uint32_t rounded = finite ? w + (TAG + 1) / 2 : (v != v ? w | 0x400000u : w);
-    return (rounded & ~TAG) | tag;
+    const uint32_t rounded = finite ? w + (tag.mask + 1) / 2 : (v != v ? w | 0x400000u : w);
+    return (rounded & ~tag.mask) | tag.value;
 }
-__device__ __forceinline__ float opened(uint32_t w) { return __uint_as_float(w & ~TAG); }
+__device__ __forceinline__ float opened(uint32_t w, Tag tag) { return __uint_as_float(w & ~tag.mask); }
 
-__device__ __forceinline__ void post(uint32_t* mail, uint32_t at, float v, uint32_t tag) {
+__device__ __forceinline__ void post(uint32_t* mail, uint32_t at, float v, Tag tag) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(mail + at), "r"(sealed(v, tag)) : "memory");
 }
 
@@ -126,60 +137,73 @@ __device__ __forceinline__ uint4 peek4(const uint32_t* mail) {
     return w;
 }
 
+// Where the sums of squares of a vector of `n` elements begin.
+__device__ __forceinline__ uint32_t squares_of(uint32_t n) { return (n + 3) & ~3u; }
+
 // Waits for one word.
-__device__ __forceinline__ float await(const uint32_t* mail, uint32_t tag) {
+__device__ __forceinline__ float await(const uint32_t* mail, Tag tag) {
     uint32_t w;
     do w = peek(mail);
-    while (((w ^ tag) & TAG) != 0);
-    return opened(w);
+    while (((w ^ tag.value) & tag.mask) != 0);
+    return opened(w, tag);
 }
 
-// N = 2, 4 or 8 words, and how far their tags are from `tag` (0: they are the version).
-template <int N>
-__device__ __forceinline__ uint32_t peek_all(uint32_t (&w)[N], const uint32_t* mail, uint32_t tag) {
+// Words [BATCH][N] of each lane, at `mail` + b · stride; of eight the last four are 128 words after the first,
+// so that what a warp asks for at once has no gaps: all blocks look at the same words at the same time, and
+// what they ask for is most of what a look takes. Bit b of `mine` says whether there are such (first) words,
+// bit BATCH + b the last four; the others are 0.
+template <int BATCH, int N>
+struct Look {
+    static constexpr int EACH = N == 8 ? 4 : N, PARTS = N / EACH;
+    uint32_t w[PARTS * BATCH][EACH];
+
+    __device__ __forceinline__ void ask(const uint32_t* mail, uint32_t stride, uint32_t mine, Tag tag) {
 #pragma unroll
-    for (int j = 0; j < N; j += (N >= 4 ? 4 : 2)) {
-        if constexpr (N >= 4) {
-            const uint4 q = peek4(mail + j);
-            w[j] = q.x, w[j + 1] = q.y, w[j + 2] = q.z, w[j + 3] = q.w;
-        } else {
-            const uint2 q = peek2(mail + j);
-            w[j] = q.x, w[j + 1] = q.y;
+        for (int i = 0; i < PARTS * BATCH; i++)
+#pragma unroll
+            for (int j = 0; j < EACH; j++) w[i][j] = tag.value;
+        ask_again(mail, stride, mine);
+    }
+    __device__ __forceinline__ void ask_again(const uint32_t* mail, uint32_t stride, uint32_t missing) {
+#pragma unroll
+        for (int i = 0; i < PARTS * BATCH; i++) {
+            const uint32_t* const at = mail + i / BATCH * 128 + i % BATCH * stride;
+            if ((missing >> i & 1) == 0) continue;
+            if constexpr (EACH == 4) {
+                const uint4 q = peek4(at);
+                w[i][0] = q.x, w[i][1] = q.y, w[i][2] = q.z, w[i][3] = q.w;
+            } else {
+                const uint2 q = peek2(at);
+                w[i][0] = q.x, w[i][1] = q.y;
+            }
         }
     }
-    uint32_t wrong = 0;
+    // Waits for what was asked for, and asks again for what is missing; all lanes of the warp.
+    __device__ __forceinline__ void wait(float (&v)[BATCH][N], const uint32_t* mail, uint32_t stride, Tag tag) {
+        for (;;) {
+            uint32_t missing = 0;
 #pragma unroll
-    for (int j = 0; j < N; j++) wrong |= w[j] ^ tag;
-    return wrong & TAG;
-}
-
-// Waits for N words of each lane at each of BATCH places `stride` words apart, of which `mine` says
-// which there are (bit b). While some are missing the warp watches a single word, so that those who
-// wait leave the L2 to those who work.
+            for (int i = 0; i < PARTS * BATCH; i++) {
+                uint32_t wrong = 0;
+#pragma unroll
+                for (int j = 0; j < EACH; j++) wrong |= w[i][j] ^ tag.value;
+                missing |= ((wrong & tag.mask) != 0 ? 1u : 0u) << i;
+            }
+            if (!__any_sync(~0u, missing != 0)) break;
+            ask_again(mail, stride, missing);
+        }
+#pragma unroll
+        for (int b = 0; b < BATCH; b++)
+#pragma unroll
+            for (int j = 0; j < N; j++) v[b][j] = opened(w[j / EACH * BATCH + b][j % EACH], tag);
+    }
+};
 template <int BATCH, int N>
 __device__ __forceinline__ void await_all(float (&v)[BATCH][N], const uint32_t* mail, uint32_t stride, uint32_t mine,
-                                          uint32_t tag) {
-    uint32_t w[BATCH][N];
-#pragma unroll
-    for (int b = 0; b < BATCH; b++)
-#pragma unroll
-        for (int j = 0; j < N; j++) w[b][j] = tag;
-    for (;;) {
-        const uint32_t* missing = nullptr;
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            if ((mine >> b & 1) != 0 && peek_all(w[b], mail + b * stride, tag) != 0)
-                missing = mail + b * stride + N - 1;
-        }
-        const uint32_t lanes = __ballot_sync(~0u, missing != nullptr);
-        if (lanes == 0) break;
-        const uint64_t at = __shfl_sync(~0u, reinterpret_cast<uint64_t>(missing), 31 - __clz(lanes));
-        while (((peek(reinterpret_cast<const uint32_t*>(at)) ^ tag) & TAG) != 0) {}
-    }
-#pragma unroll
-    for (int b = 0; b < BATCH; b++)
-#pragma unroll
-        for (int j = 0; j < N; j++) v[b][j] = opened(w[b][j]);
+                                          Tag tag) {
+    Look<BATCH, N> look;
+    look.ask(mail, stride, mine, tag);
+    look.wait(v, mail, stride, tag);
 }
 
 }  // namespace persistent

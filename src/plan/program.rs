@@ -17,14 +17,14 @@ pub const SLOTS: usize = 48;
 pub const WARPS: u32 = 16;
 /// Warps that ask for weights: one thread does, a warp group is given its registers.
 pub const ASKING_WARPS: u32 = 4;
-/// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/stream.cuh`).
-const BOARD_BYTES: u32 = 12288;
+/// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/board.cuh`).
+const BOARD_BYTES: u32 = 14592;
 /// Chunks of the ring.
 pub const CHUNKS: u32 = 16;
 /// Chunks on their way, at most.
 pub const FLIGHT: u32 = 6;
-/// Units of a chunk, at most, as a power of two.
-const MOST_SHIFT: u32 = 3;
+/// Units of a chunk, at most.
+const UNITS: u32 = 8;
 /// Sums of parts of tiles that are held before they are added up.
 const SUMS: u32 = 128;
 /// Clock cycles of a warp's part of a tile, of a unit that it finds in registers, of one that it does
@@ -82,7 +82,6 @@ mod at {
     pub(super) const UNITS: usize = 7;
     pub(super) const UNIT_BYTES: usize = 8;
     pub(super) const TILE_BYTES: usize = 10;
-    pub(super) const TAIL_BYTES: usize = 12;
     pub(super) const TAIL: usize = 14;
     pub(super) const FORMAT: usize = 15;
     pub(super) const X: usize = 17;
@@ -151,6 +150,18 @@ struct Mail {
     published: Vec<(Buf, u32, u16)>,
     /// Key and value buffers of the last `qkv`.
     appended: Option<(Buf, Buf)>,
+    /// Steps so far.
+    steps: usize,
+    /// Of each version: what it is, the step that writes it, and the gain that its reader wants it
+    /// to be posted with.
+    versions: Vec<(Buf, usize, Option<Wanted>)>,
+}
+
+/// How a version is read: as it is, or times a norm's gain.
+#[derive(Clone, Copy, PartialEq)]
+enum Wanted {
+    Plain,
+    Times(Arg),
 }
 
 impl Mail {
@@ -169,6 +180,12 @@ impl Mail {
                 Some(0)
             }
         }
+    }
+
+    /// Notes how the last version of `buf` is read; `None` where another step reads it otherwise.
+    fn want(&mut self, buf: Buf, wanted: Wanted) -> Option<()> {
+        let version = self.versions.iter_mut().rev().find(|v| v.0 == buf)?;
+        (*version.2.get_or_insert(wanted) == wanted).then_some(())
     }
 }
 
@@ -194,7 +211,6 @@ impl Instruction {
             TileLayout { format: w.format, rows: w.rows as usize, columns: w.columns as usize };
         self.number(at::UNIT_BYTES + which, layout.unit_bytes() as u32);
         self.number(at::TILE_BYTES + which, layout.tile_bytes() as u32);
-        self.number(at::TAIL_BYTES + which, layout.tail_bytes() as u32);
         self.number(at::FORMAT + which, w.format.describe().ggml_id());
         if which == 0 {
             self.number(at::UNITS, layout.units() as u32);
@@ -221,22 +237,27 @@ impl Instruction {
         if kind == Kind::Embed as u32 {
             return Some(());
         }
-        let shift =
-            |unit_bytes: u32| (0..=MOST_SHIFT).rev().find(|s| unit_bytes << s <= chunk_bytes);
+        let each = |unit_bytes: u32| {
+            let n = (chunk_bytes / unit_bytes).min(UNITS);
+            (n > 0).then_some(n)
+        };
+        // In the upper half of the slot: the kernel divides by multiplying.
+        let in_chunks = |each: u32| each << 8 | (1u32 << 15).div_ceil(each) << 16;
         if kind == Kind::Attention as u32 {
             let group_bytes = POSITIONS * 2 * self.number_at(at::HEAD_DIM)?;
-            let shift = shift(group_bytes)?;
-            self.slots[at::UNITS] = Slot::Words(0, shift << 8);
+            // A power of two: there may be more groups than the division is exact for.
+            let each = 1 << each(group_bytes)?.ilog2();
+            self.slots[at::UNITS] = Slot::Words(0, in_chunks(each));
             return Some(());
         }
         let unit_bytes = self.number_at(at::UNIT_BYTES)?;
         let other = self.number_at(at::UNIT_BYTES + 1).unwrap_or(0);
-        let shift = shift(unit_bytes.max(other))?;
+        let each = each(unit_bytes.max(other))?;
         let (units, items) = (self.number_at(at::UNITS)?, self.number_at(at::ITEMS)?);
         let tiles = items.div_ceil(blocks) * if kind == Kind::GateUp as u32 { 2 } else { 1 };
         // Tiles come one after the other: sets that are many tiles apart would wait for the ring.
-        let near = (CHUNKS / 2 / units.div_ceil(1 << shift)).max(1);
-        let sets = |parts: u32| (WARPS / parts).min(near);
+        let near = (CHUNKS / 2 / units.div_ceil(each)).max(1);
+        let sets = |parts: u32| (WARPS / parts).min(near).min(tiles);
         let cost = |parts: &u32| {
             let run = units.div_ceil(*parts);
             let unit = if run == 1 { HELD_COST } else { UNIT_COST };
@@ -245,38 +266,43 @@ impl Instruction {
         };
         // The most parts of equals: nearest to a tile at a time.
         let parts = (1..=units.min(WARPS)).rev().min_by_key(cost)?;
-        // Tiles in pairs, and a thread for each of their rows.
-        let at_once = ((SUMS / parts) & !1).min(32 * WARPS / tile::ROWS as u32);
+        // In fours, so that the same thread finishes a row in every step: it finds there what it wrote. Not
+        // too many: what is finished while the next are multiplied need not be waited for.
+        let at_once = ((SUMS / parts) & !3).min(16);
         self.slots[at::UNITS] =
-            Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | shift << 8);
+            Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | in_chunks(each));
         Some(())
     }
 
-    fn reads(&mut self, mail: &Mail, buf: Buf) -> Option<()> {
+    fn reads(&mut self, mail: &mut Mail, buf: Buf, wanted: Wanted) -> Option<()> {
+        mail.want(buf, wanted)?;
         self.slots[at::X] = Slot::Mail(buf);
         self.slots[at::X_TAG] = Slot::Version { writes: 0, ordinal: mail.ordinal(buf)? };
         Some(())
     }
 
     /// The first matrix, of the format that the activations are staged for, and its input.
-    fn multiplies(&mut self, mail: &Mail, w: &Matrix, x: Buf) -> Option<()> {
-        self.reads(mail, x)?;
+    fn multiplies(&mut self, mail: &mut Mail, w: &Matrix, x: Buf, wanted: Wanted) -> Option<()> {
+        self.reads(mail, x, wanted)?;
         self.matrix(0, w);
         self.record_bytes = activation_bytes(w.format) * self.number_at(at::UNITS)?;
         Some(())
     }
 
+    /// The product behind a norm. The gain is folded in by who posts its input, a factor an element
+    /// once instead of in every block; the root of the mean square is a factor of the sums.
+    fn norms(&mut self, mail: &mut Mail, w: &Matrix, norm: &RmsNorm) -> Option<()> {
+        self.arg(at::EPS, Arg::F32(norm.eps));
+        self.multiplies(mail, w, norm.x, Wanted::Times(Arg::Weight(norm.gain.id)))
+    }
+
     fn writes(&mut self, mail: &mut Mail, buf: Buf, elements: u32) -> Option<()> {
+        mail.versions.push((buf, mail.steps, None));
         self.arg(at::Y, Arg::Buf(buf));
         self.slots[at::Y_MAIL] = Slot::Mail(buf);
         let ordinal = mail.publish(buf, elements)?;
         self.slots[at::Y_TAG] = Slot::Version { writes: 0, ordinal };
         Some(())
-    }
-
-    fn norm(&mut self, norm: &RmsNorm) {
-        self.arg(at::GAIN, Arg::Weight(norm.gain.id));
-        self.arg(at::EPS, Arg::F32(norm.eps));
     }
 
     fn embed(op: &Embed, mail: &mut Mail) -> Option<Self> {
@@ -295,8 +321,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::Qkv);
-        this.multiplies(mail, q, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, q, &op.norm)?;
         this.matrix(1, v);
         this.arg(at::WEIGHT + 1, Arg::Weight(k.id));
         this.arg(at::WEIGHT + 2, Arg::Weight(v.id));
@@ -332,7 +357,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::Attention);
-        this.reads(mail, op.q)?;
+        this.reads(mail, op.q, Wanted::Plain)?;
         this.writes(mail, op.out, op.heads * cache.head_dim)?;
         this.number(at::ITEMS, POSITIONS);
         this.arg(at::MAGNITUDE, Arg::F32(op.scale));
@@ -353,7 +378,7 @@ impl Instruction {
     fn project(op: &fused::Project, mail: &mut Mail) -> Option<Self> {
         let w = &op.mat.weight;
         let mut this = Self::new(Kind::Project);
-        this.multiplies(mail, w, op.mat.x)?;
+        this.multiplies(mail, w, op.mat.x, Wanted::Plain)?;
         this.arg(at::BIAS, optional(op.mat.bias));
         this.arg(at::RESIDUAL, Arg::Buf(op.add.out));
         this.writes(mail, op.add.out, w.rows)?;
@@ -366,8 +391,7 @@ impl Instruction {
             return None;
         }
         let mut this = Self::new(Kind::GateUp);
-        this.multiplies(mail, gate, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, gate, &op.norm)?;
         this.arg(at::WEIGHT + 1, Arg::Weight(up.id));
         this.arg(at::BIAS, optional(op.gate.bias));
         this.arg(at::BIAS + 1, optional(op.up.bias));
@@ -377,8 +401,7 @@ impl Instruction {
 
     fn lm_head(op: &fused::LmHead, mail: &mut Mail) -> Option<Self> {
         let mut this = Self::new(Kind::LmHead);
-        this.multiplies(mail, &op.head.weight, op.norm.x)?;
-        this.norm(&op.norm);
+        this.norms(mail, &op.head.weight, &op.norm)?;
         this.arg(at::BIAS, optional(op.head.bias));
         this.arg(at::Y, Arg::Buf(op.head.out));
         this.slots[at::Y_TAG] = Slot::Arg(Arg::U32(0));
@@ -390,6 +413,12 @@ impl Instruction {
     }
 
     fn of(op: &Op, mail: &mut Mail) -> Option<Self> {
+        let this = Self::of_kind(op, mail);
+        mail.steps += 1;
+        this
+    }
+
+    fn of_kind(op: &Op, mail: &mut Mail) -> Option<Self> {
         match op {
             Op::Embed(op) => Self::embed(op, mail),
             Op::Qkv(op) => Self::qkv(op, mail),
@@ -417,6 +446,12 @@ impl Instruction {
     }
 }
 
+/// Words of a vector's mail: its elements, and behind them, from a multiple of four on, the sum of squares
+/// of every 16 of them.
+fn mail_words(elements: u32) -> u32 {
+    elements.next_multiple_of(4) + tiles(elements)
+}
+
 /// Bytes of a block's scratch for `op`; mirrors `Scratch` of `ptx/persistent/attention.cuh`.
 fn attention_bytes(op: &Attention) -> u32 {
     let dim = op.cache.head_dim;
@@ -440,7 +475,7 @@ impl Program {
             .map(|s| Instruction::of(&s.op, &mut mail))
             .collect::<Option<Vec<_>>>()?;
         matches!(plan.steps.last()?.op, Op::LmHead(_)).then_some(())?;
-        // A version has a tag of eight bits, and a block may be a whole token ahead of one.
+        // A version has a tag of at most eight bits, and a block may be a whole token ahead of one.
         mail.published.iter().all(|m| m.2 < 256).then_some(())?;
         let writes = |buf: Buf| mail.published.iter().find(|m| m.0 == buf).map_or(0, |m| m.2);
         for i in &mut instructions {
@@ -452,18 +487,27 @@ impl Program {
                 }
             }
         }
+        for (_, step, wanted) in &mail.versions {
+            if let Some(Wanted::Times(gain)) = wanted {
+                // Only these two can: they have whole rows of the input of a norm.
+                let writer = instructions.get_mut(*step)?;
+                let kind = writer.number_at(at::KIND)?;
+                (kind == Kind::Embed as u32 || kind == Kind::Project as u32).then_some(())?;
+                writer.arg(at::GAIN, *gain);
+            }
+        }
         let record_bytes = instructions.iter().map(|i| i.record_bytes).max()?;
         let partials = instructions.iter().map(|i| u64::from(i.partials)).max()?;
         let record_bytes = record_bytes.next_multiple_of(128);
-        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4 + 2 * WARPS * 4;
+        let fixed = BOARD_BYTES + record_bytes + 2 * SUMS * tile::ROWS as u32 * 4;
         let room = gpu.shared_per_block.checked_sub(fixed + STATIC_BYTES)?;
-        let chunk_bytes = room / CHUNKS / 128 * 128;
+        let chunk_bytes = room / CHUNKS / 16 * 16;
         for i in &mut instructions {
             i.share_out(gpu.sms, chunk_bytes)?;
         }
         Some(Self {
             instructions,
-            mail: mail.published,
+            mail: mail.published.into_iter().map(|(b, n, w)| (b, mail_words(n), w)).collect(),
             partials: partials * u64::from(gpu.sms),
             grid: gpu.sms,
             chunk_bytes,
@@ -480,8 +524,7 @@ mod tests {
     /// `constexpr … NAME = NUMBER;` of the kernel's sources.
     fn declared(name: &str) -> Option<u32> {
         let sources = [
-            include_str!("../../ptx/persistent/stream.cuh"),
-            include_str!("../../ptx/persistent/product.cuh"),
+            include_str!("../../ptx/persistent/board.cuh"),
             include_str!("../../ptx/persistent/attention.cuh"),
         ];
         let lines = sources.iter().flat_map(|s| s.lines()).filter(|l| l.starts_with("constexpr"));
@@ -495,7 +538,7 @@ mod tests {
             ("BOARD_BYTES", BOARD_BYTES),
             ("CHUNKS", CHUNKS),
             ("FLIGHT", FLIGHT),
-            ("UNITS", 1 << MOST_SHIFT),
+            ("UNITS", UNITS),
             ("SLOTS", SUMS),
             ("HEADS", HEADS),
             ("POSITIONS", POSITIONS),

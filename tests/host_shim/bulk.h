@@ -67,8 +67,12 @@ inline void land(MemoryBarrier& barrier) {
 }
 inline void barrier_try_wait(uint32_t& done, uint32_t at, uint32_t parity) {
     MemoryBarrier& b = barrier_at(at);
-    look(&b);
+    // What is on its way needs nobody else.
     if (b.parity() == parity) land(b);
+    if (b.parity() == parity) {
+        look(&b);
+        if (b.parity() == parity) land(b);
+    }
     done = b.parity() != parity;
 }
 

@@ -51,7 +51,8 @@ struct Fibre {
     std::deque<std::vector<Copy>> groups;
     const void* looked;        // what it looked at last
     const void* anchor;        // and at some time before
-    uint32_t looks;            // since it let others run
+    uint32_t looks;            // since then, or since it let others run
+    uint64_t looked_at;        // `events` then
     const void* waits_for;     // what it looked at in vain
 };
 
@@ -152,14 +153,16 @@ inline void meet(uint32_t id, uint32_t count) {
     _longjmp(scheduler, 1);
 }
 
-// Before a look at what others change: lets them run where this thread goes round in a circle.
+// Before a look at what others change: lets them run where this thread goes round in a circle in which
+// nothing has changed.
 inline void look(const void* at) {
     Fibre& f = fibre();
-    if (at == f.looked || at == f.anchor) {
+    const bool circle = f.looked_at == events && (at == f.looked || at == f.anchor);
+    if (circle) {
         f.waits_for = at;
         wait(State::poll);
-        f.looks = 0;
     }
+    if (circle || f.looked_at != events) f.looks = 0, f.looked_at = events;
     f.looked = at;
     // Moved less and less often, so that a circle of any length comes back to it.
     if ((f.looks & (f.looks - 1)) == 0) f.anchor = at;
@@ -241,7 +244,7 @@ inline void prepare(Block& block, uint32_t index, uint32_t threads) {
         f.open.clear();
         f.groups.clear();
         f.looked = f.anchor = f.waits_for = nullptr;
-        f.looks = 0;
+        f.looks = 0, f.looked_at = events;
         f.state = f.known ? State::ready : State::fresh;
         if (f.known) {
             memcpy(f.here, f.again, sizeof f.here);

@@ -29,10 +29,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
-const KNOWN: [(&str, &str); 44] = [
+const KNOWN: [(&str, &str); 45] = [
     ("fence.", "nothing"),
     ("prefetch", "nothing"),
     ("globaltimer", "clock"),
+    ("%%clock;", "clock"),
     ("and.b32 %0, %0, 31", "lane_index"),
     ("mov.u32 %0, %%tid.x", "thread_index"),
     ("mov.u32 %0, %%ctaid.x", "block_index"),

@@ -83,7 +83,8 @@ struct Exchange {
 
 // What the PTX of the sources does on one thread; `mod.rs` says which instruction is which function.
 template <class... A> void nothing(A&&...) {}
-inline void clock(uint64_t& t) { t = ++ticks; }
+template <class T>
+void clock(T& t) { t = static_cast<T>(++ticks); }
 inline void thread_index(uint32_t& t) { t = threadIdx.x; }
 inline void block_index(uint32_t& b) { b = blockIdx.x; }
 inline void block_count(uint32_t& n) { n = gridDim.x; }

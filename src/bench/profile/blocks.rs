@@ -10,7 +10,6 @@ const WORDS: usize = 8;
 /// Places of the words: clock cycles, then nanoseconds.
 const BEGIN: usize = 0;
 const STAGED: usize = 1;
-const FIRST: usize = 2;
 const END: usize = 4;
 const BEGIN_NS: usize = 6;
 const END_NS: usize = 7;
@@ -20,15 +19,13 @@ const END_NS: usize = 7;
 pub struct Cycles {
     /// Until its inputs were staged.
     pub staged: f64,
-    /// From there until the sums of its first tiles were complete.
-    pub first: f64,
     /// From there to its end.
     pub rest: f64,
 }
 
 impl Cycles {
-    fn all(&mut self) -> [&mut f64; 3] {
-        [&mut self.staged, &mut self.first, &mut self.rest]
+    fn all(&mut self) -> [&mut f64; 2] {
+        [&mut self.staged, &mut self.rest]
     }
 
     pub(super) fn add(&mut self, other: &Self) {
@@ -101,11 +98,9 @@ fn add(profile: &mut Profile, plan: &DecodePlan, position: u32, trace: &[u32]) -
         op.name().clone_into(&mut to.kernel);
         to.time_us += f64::from(end.saturating_sub(before)) / 1e3;
         to.bytes = op.traffic(position).dram();
-        to.cycles.get_or_insert_default().add(&Cycles {
-            staged: between(BEGIN, STAGED),
-            first: between(STAGED, FIRST),
-            rest: between(FIRST, END),
-        });
+        to.cycles
+            .get_or_insert_default()
+            .add(&Cycles { staged: between(BEGIN, STAGED), rest: between(STAGED, END) });
         before = before.max(end);
     }
     profile.token_us += f64::from(before) / 1e3;

@@ -129,14 +129,14 @@ impl Found {
         let mut titles: Vec<&str> =
             ["kernel", "steps", "us each"].into_iter().chain(FIGURES).collect();
         if cycles {
-            titles.extend(["cycles staged", "first", "rest"]);
+            titles.extend(["cycles staged", "rest"]);
         }
         let row = |(n, s): &(usize, StepProfile)| {
             let each = format!("{:.2}", s.time_us / *n as f64);
             let mut row = vec![s.kernel.clone(), n.to_string(), each];
             row.extend(self.cells(s));
             if let Some(c) = &s.cycles {
-                let cycles = [c.staged, c.first, c.rest];
+                let cycles = [c.staged, c.rest];
                 row.extend(cycles.map(|v| format!("{v:.0}")));
             }
             row
@@ -177,7 +177,7 @@ impl Found {
             });
             if let Some(c) = &s.cycles {
                 row["cycles"] = json!({
-                    "staged": c.staged, "first": c.first, "rest": c.rest,
+                    "staged": c.staged, "rest": c.rest,
                 });
             }
             row
