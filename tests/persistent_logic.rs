@@ -195,7 +195,7 @@ fn few_blocks_with_many_tiles_and_many_without_any_compute_the_same() {
 fn rows_of_more_units_than_warps_are_multiplied_as_their_units_arrive() {
     for (format, columns, blocks) in [
         (QuantFormat::F32, 1088, 8),
-        (QuantFormat::F32, 1152, 24),
+        (QuantFormat::F32, 2304, 24),
         (QuantFormat::Bf16, 2176, 8),
         (QuantFormat::Q4K, 4352, 8),
         (QuantFormat::Q6K, 4608, 16),
