@@ -51,8 +51,8 @@ struct Fibre {
     std::deque<std::vector<Copy>> groups;
     const void* looked;        // what it looked at last
     const void* anchor;        // and at some time before
-    uint32_t looks;            // since then, or since it let others run
-    uint64_t looked_at;        // `events` then
+    uint32_t looks;            // since anything changed, or since it let others run
+    uint64_t looked_at;        // `events` at the last of them
     const void* waits_for;     // what it looked at in vain
 };
 
