@@ -19,15 +19,15 @@
 # TOOLS, WAYS      others than all: of none racecheck memcheck initcheck synccheck; of those above, generate
 # FORMATS          of GPU_TRUST's tests, by name: q4_0, q4_k_q6_k, at_depth
 # TYPES            mixtures for DECODE_BENCH: q4_k_m q8_0
-# JOBS             at a time; as many as there are processors
-# LIMIT=120        seconds for a run
+# JOBS=12          at a time: the tools take gigabytes each, of both memories, and what finds none ends with an error
+# LIMIT=200        seconds for a run; racecheck of the persistent kernel takes 50 to 160
 # DRY=1            prints the commands
 set -uo pipefail
 out=${1:?folder for logs} trust=${2:?gpu_trust binary} bench=${3:-}
 sanitizer=${SANITIZER:-compute-sanitizer}
 tools=${TOOLS:-"none racecheck memcheck initcheck synccheck"}
 ways=${WAYS:-"any_format persistent chain experts_and_norms generate"}
-limit=${LIMIT:-120} dry=${DRY:-}
+limit=${LIMIT:-200} dry=${DRY:-}
 [ -n "$dry" ] || command -v "$sanitizer" > /dev/null || { echo "no $sanitizer: give SANITIZER=FILE" >&2; exit 2; }
 mkdir -p "$out"
 rm -f "$out"/*.log "$out"/*.end "$out/notes"
@@ -40,8 +40,9 @@ one() {
         none) ;;
         memcheck) flags=(--leak-check full --padding 32) ;;
         racecheck) flags=(--racecheck-report analysis) ;;
-        initcheck) flags=(--track-unused-memory no) ;;
-        synccheck) flags=(--num-cuda-barriers 65536) ;; # a ring's, of all blocks
+        initcheck) ;;
+        # The barriers of a ring, of all blocks: each takes memory of the device.
+        synccheck) [ "$way" = persistent ] && flags=(--num-cuda-barriers 8192) || flags=(--num-cuda-barriers 40960) ;;
     esac
     if [ "$way" = generate ]; then
         command=("$bench" generate --synthetic "tiny:${name%%-*}" --backend cuda
@@ -83,7 +84,7 @@ for way in $ways; do
     while read -r name; do runs+=("$way $name"); done < <(names "$way")
 done
 [ ${#runs[@]} -gt 0 ] || { echo "no runs: $trust has no such tests" >&2; exit 2; }
-side_by_side() { xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'one "$@"' _; }
+side_by_side() { xargs -P "${JOBS:-12}" -L 1 bash -c 'one "$@"' _; }
 case " $tools " in *" none "*) printf 'none %s\n' "${runs[@]}" | side_by_side ;; esac
 for tool in $tools; do
     [ "$tool" = none ] || printf "$tool %s\n" "${runs[@]}"
