@@ -29,6 +29,7 @@ struct Producer {
     uint32_t next = 0;
     uint32_t place;                  // shared address of the next chunk
     uint64_t stream;
+    uint32_t enough = FLIGHT;  // chunks of this step that are ENOUGH
 
     __device__ __forceinline__ Producer(Board& b, uint8_t* ring, uint32_t n)
         : board(b), chunk_bytes(n), barriers(gemv::shared_address(b.full)), place(gemv::shared_address(ring)) {
@@ -43,7 +44,7 @@ struct Producer {
         // What is on its way stands in front of the mail: no more of it than the memory needs to be busy, and
         // somewhat less while mail is waited for.
         if (next >= FLIGHT) {
-            const uint32_t far = next - FLIGHT, near = next - ENOUGH;
+            const uint32_t far = next - FLIGHT, near = next - enough;
             barrier_wait(barriers + 8 * (far % CHUNKS), far / CHUNKS & 1);
             while (!barrier_done(barriers + 8 * (near % CHUNKS), near / CHUNKS & 1) &&
                    *static_cast<volatile uint32_t*>(&board.waits) != 0) {}
@@ -54,6 +55,9 @@ struct Producer {
         place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;
     }
 
+    // Chunks of `n` bytes come now.
+    __device__ __forceinline__ void wants(uint32_t n) { enough = min(FLIGHT, (ENOUGH + n - 1) / n); }
+
     __device__ __forceinline__ void ask_positions(const Instruction& step, const Task& task, uint32_t position) {
         const uint32_t positions = static_cast<uint32_t>(step.items);
         const uint32_t row = 2 * static_cast<uint32_t>(step.head_dim), end = task.end;
@@ -61,6 +65,7 @@ struct Producer {
         const uint8_t* const keys = static_cast<const uint8_t*>(step.keys) + base;
         const uint8_t* const values = static_cast<const uint8_t*>(step.values) + base;
         const uint32_t most = Shape(step.units).each;
+        wants(most * positions * row);
         for (uint32_t g = task.begin; g < end; g += most) {
             const uint32_t units = min(most, end - g), missing = UNITS - units;
             const uint32_t n = min(units * positions, position - g * positions) * row, at = g * positions * row;
@@ -77,6 +82,7 @@ struct Producer {
         const uint32_t t1 = t0 + static_cast<uint32_t>(step.tiles[1]);
         const uint32_t unit_bytes[2] = {static_cast<uint32_t>(step.unit_bytes[0]), static_cast<uint32_t>(step.unit_bytes[1])};
         const uint32_t tile_bytes[2] = {static_cast<uint32_t>(step.tile_bytes[0]), static_cast<uint32_t>(step.tile_bytes[1])};
+        wants(max(unit_bytes[0], unit_bytes[1]) * most);
         for (uint32_t v = begin; v < end; v++) {
             const uint8_t* from;
             uint32_t chunk = unit_bytes[0] * most, left = tile_bytes[0];

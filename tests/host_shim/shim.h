@@ -84,7 +84,7 @@ struct Exchange {
 // What the PTX of the sources does on one thread; `mod.rs` says which instruction is which function.
 template <class... A> void nothing(A&&...) {}
 template <class T>
-void clock(T& t) { t = static_cast<T>(++ticks); }
+void clock(T& t, uint32_t = 0) { t = static_cast<T>(++ticks); }
 inline void thread_index(uint32_t& t) { t = threadIdx.x; }
 inline void block_index(uint32_t& b) { b = blockIdx.x; }
 inline void block_count(uint32_t& n) { n = gridDim.x; }
