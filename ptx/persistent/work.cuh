@@ -40,12 +40,15 @@ __device__ __forceinline__ Run run_of(const Instruction& step) {
 }
 
 __device__ __forceinline__ Task task_of(const Instruction& step, uint32_t position, uint32_t chunk) {
+    const Shape shape(step.units);
     if (step.kind == ATTENTION) {
         const Share s = share_of(step, position);
-        return Task{chunk, s.begin, s.end, s.head, s.split, s.splits};
+        return Task{chunk, 2 * shape.chunks(s.end - s.begin), s.begin, s.end, 0, 0, s.head, s.split, s.splits};
     }
     const Run run = run_of(step);
-    return Task{chunk, run.begin, run.end, 0, 0, 0};
+    if (step.kind == EMBED) return Task{chunk, 0, run.begin, run.end, 0, 0, 0, 0, 0};
+    const uint32_t per_tile = shape.chunks(shape.units), inverse = (0x7fffffffu + per_tile) / per_tile;
+    return Task{chunk, (run.end - run.begin) * per_tile, run.begin, run.end, per_tile, inverse, 0, 0, 0};
 }
 
 // Behind every tile: of a warp that has none.
@@ -91,14 +94,6 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
     return w;
 }
 
-// Chunks that a block's part of a step comes in.
-__device__ __forceinline__ uint32_t chunks_of(const Instruction& step, const Task& task) {
-    if (step.kind == EMBED) return 0;
-    const Shape shape(step.units);
-    const uint32_t count = task.end - task.begin;
-    return step.kind == ATTENTION ? 2 * shape.chunks(count) : count * shape.chunks(shape.units);
-}
-
 // How often the sums of a block's part of a step are complete: each time they go to the other half.
 __device__ __forceinline__ uint32_t batches_of(const Instruction& step, const Task& task) {
     if (step.kind == EMBED || step.kind == ATTENTION) return 0;
@@ -134,7 +129,7 @@ __device__ __forceinline__ void plan(Board& board, const Instruction* program, u
             board.work[r][lane] = w;
         }
         half = (half + batches_of(step, task)) & 1;
-        chunk += chunks_of(step, task);
+        chunk += task.chunks;
         __syncwarp();
         if (lane == 0) barrier_arrive(gemv::shared_address(board.row_full + r), 1);
     }
