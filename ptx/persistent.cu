@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
     if (threadIdx.x < FINISHERS) board().best[threadIdx.x] = no_candidate();
     if (threadIdx.x == 0) {
         board().launch = Parameters{state, program, first, last, steps, chunk_bytes, record_bytes, trace};
-        board().token = head.x, board().position = head.y, board().epoch = state->steps, board().arrived = board().waits = 0;
+        board().token = head.x, board().position = head.y, board().epoch = state->steps, board().asked = board().waits = 0;
     }
     __syncthreads();
 
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
         const uint32_t warp = thread_index() / 32;
         if (active) {
             if (warp == ASKING) {
-                Producer(board(), ring(), chunk_bytes).run(last - first, head.y);
+                if (thread_index() % 32 == 0) Producer(board(), ring(), chunk_bytes).run(last - first, head.y);
             } else if (warp == PLANNING) {
                 plan(board(), program, first, last, head.y);
             } else {

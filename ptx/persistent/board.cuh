@@ -24,7 +24,7 @@ constexpr uint32_t FINISHERS = 64;        // threads of them
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
 constexpr uint32_t FLIGHT = 6;   // on their way, at most
-constexpr uint32_t ENOUGH = 4;   // on their way while the block waits for mail
+constexpr uint32_t ENOUGH = 36864;  // bytes on their way while the block waits for mail
 constexpr uint32_t ROWS_AHEAD = 8;
 constexpr uint32_t SLOTS = 128;  // sums of parts that are held before they are added up
 constexpr uint32_t PART_BYTES = ROWS * sizeof(float);
@@ -41,9 +41,8 @@ struct Parameters {
 
 // What a block has to do in a step.
 struct Task {
-    uint32_t chunk, chunks;      // the first, and how many
-    uint32_t begin, end;         // tiles, or groups of positions
-    uint32_t per_tile, inverse;  // chunks of a tile; 2^31 / per_tile, rounded up
+    uint32_t chunk;       // the first
+    uint32_t begin, end;  // groups of positions; tiles, counted in the block
     uint32_t head, split, splits;
 };
 
@@ -94,7 +93,7 @@ struct alignas(128) Board {
     Task tasks[ROWS_AHEAD];
     Parameters launch;
     uint32_t token, position, epoch;
-    uint32_t arrived;  // all chunks before this one have
+    uint32_t asked;  // chunks asked for: all but the last FLIGHT of them have arrived
     uint32_t waits;  // whether the first warp waits for mail
     Candidate best[FINISHERS];  // of every finishing thread, at the end
 };
@@ -142,15 +141,6 @@ __device__ __forceinline__ bool barrier_done(uint32_t at, uint32_t parity) {
                  : "memory");
     return done != 0;
 }
-// The same, for who has other things to look at: the thread is not put to sleep.
-__device__ __forceinline__ bool barrier_done_now(uint32_t at, uint32_t parity) {
-    uint32_t done;
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done)
-                 : "r"(at), "r"(parity)
-                 : "memory");
-    return done != 0;
-}
 __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
     while (!barrier_done(at, parity)) {}
 }
@@ -158,8 +148,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
 __device__ __forceinline__ void open(Board& board) {
     if (threadIdx.x < ROWS_AHEAD) {
         barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 1);
-        // The warps that multiply and those that finish, and the threads that ask.
-        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + CHUNKS);
+        // The warps that multiply and those that finish, and the thread that asks.
+        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + 1);
     }
     if (threadIdx.x < CHUNKS) {
         barrier_init(gemv::shared_address(board.full + threadIdx.x), 1);

@@ -1,4 +1,4 @@
-// The weight stream of a block: one warp asks for everything that the block will use, in the order
+// The weight stream of a block: one thread asks for everything that the block will use, in the order
 // of use and over the boundaries of steps, by bulk copies into a ring in shared memory. Weights and
 // earlier cache rows are constant during a token, so the stream runs ahead of all dependencies as
 // far as the ring reaches.
@@ -21,94 +21,101 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
         : "memory");
 }
 
-// A warp asks for the chunks of all others, a lane for each place of the ring: one thread alone takes longer for a
-// chunk than the memory, and a place that is not free yet would keep the others waiting. A lane looks at one
-// barrier after the other: its step's row, its place, its chunk.
-class Producer {
-    enum State : uint32_t { ROW, PLACE, WAY, END };
-
+// It is one thread for all warps, so what it needs of a step is read once and kept in registers: a
+// chunk must cost it less than the memory takes to bring one.
+struct Producer {
     Board& board;
-    uint32_t lane, full, empty, place;  // the last three: shared addresses
-    uint64_t policy;
-    // The next chunk of this place that has not arrived: its number in the launch, its step, where it is, its size,
-    // and how many of the UNITS that its place counts on will not come.
-    uint32_t c, i = 0;
-    const uint8_t* from = nullptr;
-    uint32_t bytes = 0, missing = 0;
+    uint32_t chunk_bytes, barriers;  // shared address of `full`; `empty` follows
+    uint32_t next = 0;
+    uint32_t place;                  // shared address of the next chunk
+    uint64_t stream;
+    uint32_t enough = FLIGHT;  // chunks of this step that are ENOUGH
 
-    // Chunk k of an attention step: keys, then values of a run of groups.
-    __device__ __forceinline__ void find_positions(const Instruction& step, const Task& task, uint32_t k, uint32_t position) {
-        const uint32_t positions = static_cast<uint32_t>(step.items), row = 2 * static_cast<uint32_t>(step.head_dim);
-        const uint32_t most = Shape(step.units).each, g = task.begin + k / 2 * most, units = min(most, task.end - g);
-        const uint64_t at = static_cast<uint64_t>(task.head) * static_cast<uint32_t>(step.capacity) + g * positions;
-        from = static_cast<const uint8_t*>((k & 1) == 0 ? step.keys : step.values) + at * row;
-        bytes = min(units * positions, position - g * positions) * row;
-        missing = UNITS - units;
+    __device__ __forceinline__ Producer(Board& b, uint8_t* ring, uint32_t n)
+        : board(b), chunk_bytes(n), barriers(gemv::shared_address(b.full)), place(gemv::shared_address(ring)) {
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream));
     }
-    // Chunk k of a product.
-    __device__ __forceinline__ void find_tile(const Instruction& step, const Task& task, uint32_t k) {
-        const Shape shape(step.units);
-        const uint32_t nth = __umulhi(2 * k, task.inverse), part = k - nth * task.per_tile;
-        uint32_t tile = task.begin + nth;
-        const uint32_t m = matrix_of(step, tile), last = m == 2, before = part * shape.each;
-        const uint32_t units = min(shape.each, shape.units - before), unit_bytes = static_cast<uint32_t>(step.unit_bytes[last]);
-        const uint32_t tile_bytes = static_cast<uint32_t>(step.tile_bytes[last]);
-        from = step.weight[m] + static_cast<uint64_t>(tile) * tile_bytes + before * unit_bytes;
-        // The last unit may be smaller.
-        bytes = min(units * unit_bytes, tile_bytes - before * unit_bytes);
-        missing = UNITS - units;
-    }
-    // Looks for chunk c in step i, whose row is there.
-    __device__ __forceinline__ State find(uint32_t steps, uint32_t position) {
-        const uint32_t r = i % ROWS_AHEAD;
-        const Task& task = board.tasks[r];
-        const uint32_t k = c - task.chunk;
-        if (k < task.chunks) {
-            if (board.rows[r].kind == ATTENTION) find_positions(board.rows[r], task, k, position);
-            else find_tile(board.rows[r], task, k);
-            return PLACE;
+
+    // Asks for a chunk of `n` bytes; `missing` of the UNITS that its place counts on will not come.
+    __device__ __forceinline__ void put(const uint8_t* from, uint32_t n, uint32_t missing) {
+        const uint32_t d = next % CHUNKS, full = barriers + 8 * d, empty = full + 8 * CHUNKS;
+        if (next >= CHUNKS) barrier_wait(empty, (next / CHUNKS - 1) & 1);
+        if (missing != 0) barrier_arrive(empty, missing);
+        // What is on its way stands in front of the mail: no more of it than the memory needs to be busy, and
+        // somewhat less while mail is waited for.
+        if (next >= FLIGHT) {
+            const uint32_t far = next - FLIGHT, near = next - enough;
+            barrier_wait(barriers + 8 * (far % CHUNKS), far / CHUNKS & 1);
+            while (!barrier_done(barriers + 8 * (near % CHUNKS), near / CHUNKS & 1) &&
+                   *static_cast<volatile uint32_t*>(&board.waits) != 0) {}
         }
-        barrier_arrive(gemv::shared_address(board.row_empty + r), 1);
-        return ++i == steps ? END : ROW;
-    }
-    // Whether it has what it waits for. The phase before a barrier's first is taken as complete.
-    __device__ __forceinline__ bool done(State state) const {
-        const uint32_t lap = c / CHUNKS, row = gemv::shared_address(board.row_full + i % ROWS_AHEAD);
-        const uint32_t at = state == ROW ? row : state == PLACE ? empty : full;
-        const uint32_t phase = state == ROW ? i / ROWS_AHEAD : state == PLACE ? lap + 1 : lap;
-        return state != END && barrier_done_now(at, phase & 1);
+        copy_bulk(place, from, n, full, stream);
+        next++;
+        *static_cast<volatile uint32_t*>(&board.asked) = next;
+        place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;
     }
 
-  public:
-    __device__ __forceinline__ Producer(Board& b, uint8_t* ring, uint32_t chunk_bytes)
-        : board(b), lane(thread_index() % 32), full(gemv::shared_address(b.full + lane % CHUNKS)),
-          empty(gemv::shared_address(b.empty + lane % CHUNKS)), place(gemv::shared_address(ring) + lane % CHUNKS * chunk_bytes),
-          c(lane < CHUNKS ? lane : 0x7fffffffu) {
-        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    // Chunks of `n` bytes come now.
+    __device__ __forceinline__ void wants(uint32_t n) { enough = min(FLIGHT, (ENOUGH + n - 1) / n); }
+
+    __device__ __forceinline__ void ask_positions(const Instruction& step, const Task& task, uint32_t position) {
+        const uint32_t positions = static_cast<uint32_t>(step.items);
+        const uint32_t row = 2 * static_cast<uint32_t>(step.head_dim), end = task.end;
+        const uint64_t base = static_cast<uint64_t>(task.head) * step.capacity * row;
+        const uint8_t* const keys = static_cast<const uint8_t*>(step.keys) + base;
+        const uint8_t* const values = static_cast<const uint8_t*>(step.values) + base;
+        const uint32_t most = Shape(step.units).each;
+        wants(most * positions * row);
+        for (uint32_t g = task.begin; g < end; g += most) {
+            const uint32_t units = min(most, end - g), missing = UNITS - units;
+            const uint32_t n = min(units * positions, position - g * positions) * row, at = g * positions * row;
+            put(keys + at, n, missing);
+            put(values + at, n, missing);
+        }
+    }
+
+    __device__ __forceinline__ void ask_tiles(const Instruction& step, uint32_t begin, uint32_t end) {
+        const Shape shape(step.units);
+        const uint32_t most = shape.each, pairs = step.kind == GATE_UP;
+        const uint8_t* const weight[3] = {step.weight[0], step.weight[1], step.weight[2]};
+        const uint32_t t0 = pairs ? 0 : static_cast<uint32_t>(step.tiles[0]);
+        const uint32_t t1 = t0 + static_cast<uint32_t>(step.tiles[1]);
+        const uint32_t unit_bytes[2] = {static_cast<uint32_t>(step.unit_bytes[0]), static_cast<uint32_t>(step.unit_bytes[1])};
+        const uint32_t tile_bytes[2] = {static_cast<uint32_t>(step.tile_bytes[0]), static_cast<uint32_t>(step.tile_bytes[1])};
+        wants(max(unit_bytes[0], unit_bytes[1]) * most);
+        for (uint32_t v = begin; v < end; v++) {
+            const uint8_t* from;
+            uint32_t chunk = unit_bytes[0] * most, left = tile_bytes[0];
+            const uint32_t item = item_of(pairs ? v / 2 : v);
+            if (pairs) {
+                from = ((v & 1) == 0 ? weight[0] : weight[1]) + static_cast<uint64_t>(item) * left;
+            } else if (item < t0) {
+                from = weight[0] + static_cast<uint64_t>(item) * left;
+            } else if (item < t1) {
+                from = weight[1] + static_cast<uint64_t>(item - t0) * left;
+            } else {
+                chunk = unit_bytes[1] * most, left = tile_bytes[1];
+                from = weight[2] + static_cast<uint64_t>(item - t1) * left;
+            }
+            uint32_t k = shape.units;
+            for (; k > most; k -= most) {
+                put(from, chunk, UNITS - most);
+                from += chunk;
+                left -= chunk;
+            }
+            put(from, left, UNITS - k);
+        }
     }
 
     // Asks for `steps` steps.
     __device__ __forceinline__ void run(uint32_t steps, uint32_t position) {
-        State state = lane < CHUNKS ? ROW : END;
-        while (__any_sync(~0u, state != END)) {
-            bool ready = false;
-            if (done(state)) {
-                if (state == WAY) c += CHUNKS, state = ROW;
-                else if (state == ROW) state = find(steps, position);
-                else ready = true;
-            }
-            const uint32_t first = __reduce_min_sync(~0u, c);
-            if (lane == 0) *static_cast<volatile uint32_t*>(&board.arrived) = first;
-            // What is on its way stands in front of the mail: no more of it than the memory needs to be busy, and
-            // somewhat less while mail is waited for. What is used first goes first.
-            const uint32_t limit = *static_cast<volatile uint32_t*>(&board.waits) != 0 ? ENOUGH : FLIGHT;
-            const uint32_t flying = __popc(__ballot_sync(~0u, state == WAY)), open = __ballot_sync(~0u, ready);
-            const uint32_t turned = (open | open << CHUNKS) >> first % CHUNKS, turn = (lane - first) % CHUNKS;
-            if (ready && flying + __popc(turned & ((1u << turn) - 1)) < limit) {
-                if (missing != 0) barrier_arrive(empty, missing);
-                copy_bulk(place, from, bytes, full, policy);
-                state = WAY;
-            }
+        for (uint32_t i = 0; i < steps; i++) {
+            const uint32_t r = wait_row(i);
+            const Instruction& step = board.rows[r];
+            const Task task = board.tasks[r];
+            if (step.kind == ATTENTION) ask_positions(step, task, position);
+            else if (step.kind != EMBED) ask_tiles(step, task.begin, task.end);
+            barrier_arrive(gemv::shared_address(board.row_empty + r), 1);
         }
     }
 };
@@ -125,8 +132,8 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
 // in any order, and a barrier tells only every other lap apart. All chunks before `known` have arrived.
 __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c, uint32_t& known) {
     if (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS)) {
-        const volatile uint32_t& arrived = board().arrived;
-        do known = arrived;
+        const volatile uint32_t& asked = board().asked;
+        do known = asked - FLIGHT;
         while (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS));
     }
     return wait_chunk(c);

@@ -100,25 +100,6 @@ inline void peek_four(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, const 
     load_words(x, y, z, w, at);
 }
 
-// Words in shared memory that others change, or that others wait for.
-inline void count_up(uint32_t at) {
-    ++*reinterpret_cast<uint32_t*>(at_shared(at));
-    events++;
-}
-inline void peek_shared(uint32_t& v, uint32_t at) {
-    look(at_shared(at));
-    memcpy(&v, at_shared(at), sizeof v);
-}
-inline void peek_shared_four(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w, uint32_t at) {
-    look(at_shared(at));
-    load_words(x, y, z, w, at_shared(at));
-}
-inline void store_shared(uint32_t at, uint32_t w) {
-    // What was there already nobody waited for.
-    if (memcmp(at_shared(at), &w, sizeof w) != 0) post(at_shared(at), w);
-}
-inline void store_shared_four(uint32_t at, uint32_t x, uint32_t y, uint32_t z, uint32_t w) { post(at_shared(at), uint4{x, y, z, w}); }
-
 // A word that others change, which a loop reads until it is as it should be.
 struct Watched {
     const uint32_t* at;

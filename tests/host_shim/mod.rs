@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
-const KNOWN: [(&str, &str); 51] = [
+const KNOWN: [(&str, &str); 45] = [
     ("fence.", "nothing"),
     ("prefetch", "nothing"),
     ("globaltimer", "clock"),
@@ -54,16 +54,10 @@ const KNOWN: [(&str, &str); 51] = [
     ("f32.bf16.bf16.f32", "matrix_bfloat"),
     // The persistent kernel's.
     ("cp.async.bulk.shared", "copy_bulk"),
-    ("red.release.cta.shared.add.u32", "count_up"),
-    ("ld.volatile.shared.u32", "peek_shared"),
-    ("ld.volatile.shared.v4.u32", "peek_shared_four"),
-    ("st.volatile.shared.v4.u32", "store_shared_four"),
-    ("st.volatile.shared.u32", "store_shared"),
     ("mbarrier.init", "barrier_init"),
     ("mbarrier.arrive.expect_tx", "barrier_expect"),
     ("mbarrier.arrive", "barrier_arrive"),
     ("mbarrier.try_wait", "barrier_try_wait"),
-    ("mbarrier.test_wait", "barrier_try_wait"),
     ("bar.sync 1,", "meet_at<1>"),
     ("bar.sync 2,", "meet_at<2>"),
     ("bar.sync 3,", "meet_at<3>"),

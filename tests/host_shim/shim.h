@@ -210,7 +210,6 @@ inline __nv_bfloat16 __float2bfloat16_rn(float v) {
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<unsigned __int128>(a) * b >> 64; }
 inline int __clz(uint32_t v) { return v == 0 ? 32 : __builtin_clz(v); }
-inline int __popc(uint32_t v) { return __builtin_popcount(v); }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t select) {
     const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
     uint32_t out = 0;
@@ -254,13 +253,6 @@ inline uint32_t __ballot_sync(uint32_t, bool v) {
     for (uint32_t lane = 0; lane < 32; lane++) lanes |= all.of(lane) << lane;
     return lanes;
 }
-inline uint32_t __reduce_add_sync(uint32_t, uint32_t v) {
-    const shim::Exchange<uint32_t> all(v);
-    uint32_t sum = 0;
-    for (uint32_t lane = 0; lane < 32; lane++) sum += all.of(lane);
-    return sum;
-}
-inline uint32_t __reduce_min_sync(uint32_t, uint32_t v) { return ~__reduce_max_sync(~0u, ~v); }
 inline void __syncwarp() { shim::Exchange<uint32_t> all(0); }
 inline bool __any_sync(uint32_t, bool v) { return __reduce_max_sync(~0u, v) != 0; }
 inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
