@@ -269,6 +269,8 @@ impl Instruction {
         // In fours, so that the same thread finishes a row in every step: it finds there what it wrote. Not
         // too many: what is finished while the next are multiplied need not be waited for.
         let at_once = ((SUMS / parts) & !3).min(16);
+        // Few, where a step's results are many: those of the first are looked for while the last are made.
+        let at_once = if kind == Kind::GateUp as u32 { 4 } else { at_once };
         self.slots[at::UNITS] =
             Slot::Words(units | parts << 16 | sets(parts) << 24, at_once | in_chunks(each));
         Some(())
