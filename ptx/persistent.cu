@@ -15,38 +15,41 @@ using namespace persistent;
 
 // Steps [first, last) of `program`, which has `steps` in all. `trace`, if there is one, gets readings of the
 // clock for every step and block, [steps][gridDim.x][8] (persistent/board.cuh, Point).
-extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
+extern "C" __global__ void __launch_bounds__((GEMV_WARPS + HELPERS) * 32, 1)
     decode_step(StepState* state, const Instruction* program, uint32_t first, uint32_t last, uint32_t steps,
                 uint32_t chunk_bytes, uint32_t record_bytes, uint32_t* trace) {
 #if __CUDA_ARCH__ >= 900
     open(board());
     const uint4 head = load_step(state);
     const bool active = step_active(head) && head.x < state->vocab;
+    if (threadIdx.x < ASKERS) board().asked[threadIdx.x] = threadIdx.x;
     if (threadIdx.x < FINISHERS) board().best[threadIdx.x] = no_candidate();
     if (threadIdx.x == 0) {
         board().launch = Parameters{state, program, first, last, steps, chunk_bytes, record_bytes, trace};
-        board().token = head.x, board().position = head.y, board().epoch = state->steps, board().asked = board().waits = 0;
+        board().token = head.x, board().position = head.y, board().epoch = state->steps, board().waits = 0;
     }
     __syncthreads();
 
     if (thread_index() >= THREADS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         const uint32_t warp = thread_index() / 32;
-        if (active) {
-            if (warp == ASKING) {
-                if (thread_index() % 32 == 0) Producer(board(), ring(), chunk_bytes).run(last - first, head.y);
-            } else if (warp == PLANNING) {
-                plan(board(), program, first, last, head.y);
-            } else {
-                board().best[finisher()] = finish_all(last - first);
-            }
-        }
         // They end here; joined with the other way's code theirs would be held to its registers.
-        if (thread_index() / 32 >= FINISHING && last == steps) asm volatile("bar.arrive 3, %0;" ::"n"(THREADS + FINISHERS) : "memory");
+        if (warp >= ASKING) {
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+            if (active && thread_index() % 32 == 0) Producer(board(), ring(), chunk_bytes, warp - ASKING).run(last - first, head.y);
+            asm volatile("exit;");
+            __builtin_unreachable();
+        }
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+        if (warp >= FINISHING && finisher() < FINISHERS) {
+            if (active) finish_all(last - first);
+            if (last == steps) asm volatile("bar.arrive 3, %0;" ::"n"(THREADS + FINISHERS) : "memory");
+        } else if (active && warp == PLANNING) {
+            plan(board(), program, first, last, head.y);
+        }
         asm volatile("exit;");
         __builtin_unreachable();
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
     if (active) {
         for (uint32_t i = 0;; i++) {
             const uint32_t r = wait_row(i);
@@ -56,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(GEMV_WARPS * 32 + 128, 1)
             if ((code & CODE_TRACE) != 0 && thread_index() == 0) note_begin(i);
             if ((code & CODE_WORK) != 0) {
                 if ((code & CODE_KIND) != ATTENTION) product(step, const_cast<const Work&>(w));
-                else if (step.head_dim == 64) attend<64>(step, board().tasks[r], i);
-                else attend<128>(step, board().tasks[r], i);
+                else if (step.head_dim == 64) attend<64>(step, board().tasks[r], w);
+                else attend<128>(step, board().tasks[r], w);
             }
             // Read anew: nothing but its address is kept during a step.
             i = w.index;

@@ -127,25 +127,25 @@ struct Running {
 };
 
 template <int DIM>
-__device__ __forceinline__ void attend(const Instruction& step, const Task& share, uint32_t at) {
+__device__ __forceinline__ void attend(const Instruction& step, const Task& share, const volatile Work& work) {
     const uint32_t warp = thread_index() / 32, lane = thread_index() % 32, g = lane >> 2, t = lane & 3;
-    const uint32_t group = static_cast<uint32_t>(step.group), outputs = group * DIM;
     const Tag tag = tag_of(step.x_tag, board().epoch);
     Scratch<DIM>& s = *reinterpret_cast<Scratch<DIM>*>(Memory().records);
     float* const outs = reinterpret_cast<float*>(&s + 1);  // [WARPS][group][DIM]
     const float scale = as_float(step.magnitude) * LOG2E;
 
+    const uint32_t wanted = static_cast<uint32_t>(step.group) * DIM;
     const bool last = share.split + 1 == share.splits;
     // Each word is asked for once, all at the same time: the queries by the first warps, key and value of
     // this position by the last. Rows of heads that there are not stay as they are: what comes of them goes nowhere.
     const uint32_t i0 = 4 * thread_index();
     note_waiting(true);
-    if (i0 - 4 * lane < outputs) {
+    if (i0 - 4 * lane < wanted) {
         float v[1][4];
-        await_all<1, 4>(v, step.x + share.head * outputs + i0, 0, i0 < outputs ? 1 : 0, tag);
+        await_all<1, 4>(v, step.x + share.head * wanted + i0, 0, i0 < wanted ? 1 : 0, tag);
         note_waiting(false);
         const Terms a(v[0][0] * scale, v[0][1] * scale), b(v[0][2] * scale, v[0][3] * scale);
-        if (i0 < outputs) {
+        if (i0 < wanted) {
             *reinterpret_cast<uint2*>(&s.q[0][i0 / DIM][i0 % DIM]) = make_uint2(a.high, b.high);
             *reinterpret_cast<uint2*>(&s.q[1][i0 / DIM][i0 % DIM]) = make_uint2(a.low, b.low);
         }
@@ -162,8 +162,8 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
     }
     sync_workers();
 
-    const bool notes = board().launch.trace != nullptr && thread_index() == 0;
-    if (notes) note(at, STAGED, cycles());
+    // Asked anew: there is no register for the answer.
+    if ((work.code & CODE_TRACE) != 0 && thread_index() == 0) note(work.index, STAGED, cycles());
     const Shape shape(step.units);
     const uint32_t groups = share.end - share.begin;
     Running<DIM> run;
@@ -201,7 +201,9 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
         if (!now) release_chunk(chunk, lane), release_chunk(chunk + 1, lane);
     }
 
-    if (notes) note(at, FIRST, cycles());
+    if ((work.code & CODE_TRACE) != 0 && thread_index() == 0) note(work.index, FIRST, cycles());
+    // Read again: not kept meanwhile.
+    const uint32_t group = static_cast<uint32_t>(*static_cast<const volatile uint64_t*>(&step.group)), outputs = group * DIM;
     // Join the warps that had work.
     const uint32_t active = min(WARPS, groups + (last ? 1u : 0u));
     run.sum += __shfl_xor_sync(~0u, run.sum, 1);
@@ -221,7 +223,7 @@ __device__ __forceinline__ void attend(const Instruction& step, const Task& shar
     uint32_t* const y_mail = step.y_mail + share.head * outputs;
     float* const y = step.y + share.head * outputs;
     sync_workers();
-    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + at;
+    const uint32_t tag32 = board().epoch * board().launch.steps + board().launch.first + work.index;
     const uint32_t words = outputs + 2 * HEADS;  // of a split: out, largest, sum
     uint64_t* const partials = step.partials + static_cast<uint64_t>(share.head) * (gridDim.x / step.kv_heads) * words;
     auto store = [&](uint32_t o, float v) {

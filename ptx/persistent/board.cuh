@@ -13,13 +13,15 @@ namespace persistent {
 using gemv::ROWS;
 using gemv::WARPS;
 
-// The warps of a block by what they do. Those who multiply are the first; the others are one group of
-// four, which is given its registers.
+// The warps of a block by what they do. Those who multiply are the first; the others are two groups of
+// four, which give up registers to them.
 constexpr uint32_t THREADS = WARPS * 32;  // that multiply
-constexpr uint32_t ASKING = WARPS;        // asks for weights (stream.cuh)
-constexpr uint32_t PLANNING = WARPS + 1;  // finds each warp's work (work.cuh)
-constexpr uint32_t FINISHING = WARPS + 2; // makes results of sums (finish.cuh), from this warp on
+constexpr uint32_t PLANNING = WARPS;      // finds each warp's work (work.cuh)
+constexpr uint32_t FINISHING = WARPS + 1; // makes results of sums (finish.cuh), from this warp on
 constexpr uint32_t FINISHERS = 64;        // threads of them
+constexpr uint32_t ASKING = WARPS + 4;    // asks for weights (stream.cuh), from this warp on
+constexpr uint32_t ASKERS = 4;            // warps, a thread each
+constexpr uint32_t HELPERS = 8;           // warps that do not multiply; one has nothing to do
 
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
@@ -42,7 +44,7 @@ struct Parameters {
 // What a block has to do in a step.
 struct Task {
     uint32_t chunk;       // the first
-    uint32_t begin, end;  // tiles, or groups of positions
+    uint32_t begin, end;  // groups of positions; tiles, counted in the block
     uint32_t head, split, splits;
 };
 
@@ -93,7 +95,7 @@ struct alignas(128) Board {
     Task tasks[ROWS_AHEAD];
     Parameters launch;
     uint32_t token, position, epoch;
-    uint32_t asked;  // chunks asked for: all but the last FLIGHT of them have arrived
+    uint32_t asked[ASKERS];  // the next chunk of each thread that asks: all FLIGHT before the first of them have arrived
     uint32_t waits;  // whether the first warp waits for mail
     Candidate best[FINISHERS];  // of every finishing thread, at the end
 };
@@ -148,8 +150,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
 __device__ __forceinline__ void open(Board& board) {
     if (threadIdx.x < ROWS_AHEAD) {
         barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 1);
-        // The warps that multiply and those that finish, and the thread that asks.
-        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + 1);
+        // The warps that multiply and those that finish, and the threads that ask.
+        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + ASKERS);
     }
     if (threadIdx.x < CHUNKS) {
         barrier_init(gemv::shared_address(board.full + threadIdx.x), 1);

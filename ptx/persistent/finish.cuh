@@ -40,17 +40,21 @@ __device__ __forceinline__ void publish(uint32_t* mail, uint32_t rows, uint32_t 
     if (there && r % ROWS == 0) post(mail + squares_of(rows), r / ROWS, square, tag);
 }
 
+// The row of the k-th sum of this block's tiles.
+__device__ __forceinline__ uint32_t row_of(uint32_t k) { return item_of(k / ROWS) * ROWS + k % ROWS; }
+
 // y[i] = scale · table[token, i], rows of y shared out as the projections' are: a thread that finishes a row
 // adds it to what it wrote itself.
 __device__ __forceinline__ void embed(const Instruction& step) {
     const uint32_t columns = static_cast<uint32_t>(step.columns), token = board().token;
     const uint32_t items = (columns + ROWS - 1) / ROWS;
-    const uint32_t begin = items * blockIdx.x / gridDim.x * ROWS, end = items * (blockIdx.x + 1) / gridDim.x * ROWS;
+    const uint32_t end = count_of(items) * ROWS;
     const Tag tag = tag_of(step.y_tag, board().epoch);
     const uint32_t format = static_cast<uint32_t>(step.format[0]);
     const uint32_t unit_length = unit_columns(format);
-    for (uint32_t i = begin + finisher(); i - finisher() % 32 < end; i += FINISHERS) {
-        const bool there = i < min(end, columns);
+    for (uint32_t k = finisher(); k - finisher() % 32 < end; k += FINISHERS) {
+        const uint32_t i = row_of(k);
+        const bool there = k < end && i < columns;
         float v = 0.f, gain = 1.f;
         if (there) {
             const uint32_t unit = i / unit_length;
@@ -143,7 +147,7 @@ __device__ __forceinline__ void finish_project(const Step& s) {
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const uint32_t count = s.count(base) * ROWS;
-        uint32_t i = finisher(), r = base * ROWS + i;
+        uint32_t i = finisher(), r = row_of(base * ROWS + i);
         float a, b, g;
         bool there;
         auto carried = [&] {
@@ -159,15 +163,15 @@ __device__ __forceinline__ void finish_project(const Step& s) {
             const float v = (there ? total<float>(p, parts) : 0.f) + b + a;
             publish(mail, rows, r, v, g, there, tag);
             if (there) y[r] = v;
-            i += FINISHERS, r += FINISHERS, p += FINISHERS * parts;
+            i += FINISHERS, r += FINISHERS * gridDim.x, p += FINISHERS * parts;
             carried();
         }
         half ^= 1;
     }
 }
 
-// The logits; returns the best of this thread's.
-__device__ __forceinline__ Candidate finish_head(const Step& s) {
+// The logits; keeps the best of this thread's.
+__device__ __forceinline__ void finish_head(const Step& s) {
     const Instruction& step = s.step;
     const uint32_t rows = static_cast<uint32_t>(step.rows[0]), parts = s.parts;
     const float* const bias = step.bias[0];
@@ -179,7 +183,7 @@ __device__ __forceinline__ Candidate finish_head(const Step& s) {
         const float* p = s.sums(half) + finisher() / ROWS * parts * ROWS + finisher() % ROWS;
         s.wait(base);
         for (uint32_t i = finisher(); i < s.count(base) * ROWS; i += FINISHERS, p += FINISHERS * parts) {
-            const uint32_t r = base * ROWS + i;
+            const uint32_t r = row_of(base * ROWS + i);
             if (r >= rows) break;
             const float v = total<float>(p, parts) * scale + (bias != nullptr ? __ldg(bias + r) : 0.f);
             best = consider(best, v, r);
@@ -187,7 +191,7 @@ __device__ __forceinline__ Candidate finish_head(const Step& s) {
         }
         half ^= 1;
     }
-    return best;
+    board().best[finisher()] = best;
 }
 
 // y = silu(gate) · up.
@@ -205,7 +209,7 @@ __device__ __forceinline__ void finish_gate_up(const Step& s) {
         const float* p = s.sums(half) + finisher() / ROWS * 2 * parts * ROWS + finisher() % ROWS;
         s.wait(base);
         for (uint32_t i = finisher(); i < count; i += FINISHERS, p += 2 * FINISHERS * parts) {
-            const uint32_t r = base / 2 * ROWS + i;
+            const uint32_t r = row_of(base / 2 * ROWS + i);
             if (r >= rows) break;
             float g = total<float>(p, parts) * scale, u = total<float>(p + parts * ROWS, parts) * scale;
             if (bias[0] != nullptr) g += __ldg(bias[0] + r);
@@ -257,7 +261,7 @@ __device__ __forceinline__ void finish_qkv(const Step& s) {
         bool waited = false;
         const uint32_t count = s.count(base) * (ROWS / 2);
         for (uint32_t i = finisher(); i < count || !waited; i += FINISHERS) {
-            const Pair w(step, min(base * ROWS + 2 * i, s.end * ROWS - 2));
+            const Pair w(step, min(base * ROWS + 2 * i, s.end * ROWS - 2));  // of the block's rows
             const float* p = s.sums(half) + i / (ROWS / 2) * parts * ROWS + 2 * i % ROWS;
             // Where it goes: as words, and as f32 or, in the cache, as f16.
             uint32_t* const mail = w.matrix == 0 ? step.y_mail : w.matrix == 1 ? step.k_mail : step.v_mail;
@@ -288,9 +292,8 @@ __device__ __forceinline__ void finish_qkv(const Step& s) {
     }
 }
 
-// The steps of this launch, `count` of them; returns this thread's best logit.
-__device__ __forceinline__ Candidate finish_all(uint32_t count) {
-    Candidate best = no_candidate();
+// The steps of this launch, `count` of them.
+__device__ __forceinline__ void finish_all(uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t r = wait_row(i);
         const uint32_t kind = static_cast<uint32_t>(board().rows[r].kind);
@@ -301,12 +304,14 @@ __device__ __forceinline__ Candidate finish_all(uint32_t count) {
             if (kind == PROJECT) finish_project(step);
             else if (kind == QKV) finish_qkv(step);
             else if (kind == GATE_UP) finish_gate_up(step);
-            else best = finish_head(step);
+            else finish_head(step);
             if (step.notes) note_end(i);
         }
-        release_row(i);
+        // Which row it was is found again: there is no register to keep it in.
+        uint32_t done = i;
+        asm volatile("" : "+r"(done));
+        release_row(done);
     }
-    return best;
 }
 
 }  // namespace persistent

@@ -1,4 +1,4 @@
-// The weight stream of a block: one thread asks for everything that the block will use, in the order
+// The weight stream of a block: four threads ask for everything that the block will use, in the order
 // of use and over the boundaries of steps, by bulk copies into a ring in shared memory. Weights and
 // earlier cache rows are constant during a token, so the stream runs ahead of all dependencies as
 // far as the ring reaches.
@@ -21,17 +21,18 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
         : "memory");
 }
 
-// It is one thread for all warps, so what it needs of a step is read once and kept in registers: a
-// chunk must cost it less than the memory takes to bring one.
+// One of ASKERS threads, each of a warp of its own, which has every ASKERS-th chunk: one alone takes as long for
+// a chunk as the memory does to bring it. FLIGHT is even, so that a barrier that is waited for is never
+// two laps away: what lies FLIGHT before the last chunk of a place is of the thread itself, or of one that waits for it.
 struct Producer {
     Board& board;
     uint32_t chunk_bytes, barriers;  // shared address of `full`; `empty` follows
-    uint32_t next = 0;
-    uint32_t place;                  // shared address of the next chunk
+    uint32_t ring;                   // shared address
+    uint32_t next;                   // chunk
     uint64_t stream;
 
-    __device__ __forceinline__ Producer(Board& b, uint8_t* ring, uint32_t n)
-        : board(b), chunk_bytes(n), barriers(gemv::shared_address(b.full)), place(gemv::shared_address(ring)) {
+    __device__ __forceinline__ Producer(Board& b, uint8_t* r, uint32_t n, uint32_t which)
+        : board(b), chunk_bytes(n), barriers(gemv::shared_address(b.full)), ring(gemv::shared_address(r)), next(which) {
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(stream));
     }
 
@@ -48,66 +49,56 @@ struct Producer {
             while (!barrier_done(barriers + 8 * (near % CHUNKS), near / CHUNKS & 1) &&
                    *static_cast<volatile uint32_t*>(&board.waits) != 0) {}
         }
-        copy_bulk(place, from, n, full, stream);
-        next++;
-        *static_cast<volatile uint32_t*>(&board.asked) = next;
-        place += d + 1 == CHUNKS ? chunk_bytes - CHUNKS * chunk_bytes : chunk_bytes;
+        copy_bulk(ring + d * chunk_bytes, from, n, full, stream);
+        next += ASKERS;
+        *static_cast<volatile uint32_t*>(board.asked + next % ASKERS) = next;
     }
 
     __device__ __forceinline__ void ask_positions(const Instruction& step, const Task& task, uint32_t position) {
         const uint32_t positions = static_cast<uint32_t>(step.items);
         const uint32_t row = 2 * static_cast<uint32_t>(step.head_dim), end = task.end;
         const uint64_t base = static_cast<uint64_t>(task.head) * step.capacity * row;
-        const uint8_t* const keys = static_cast<const uint8_t*>(step.keys) + base;
-        const uint8_t* const values = static_cast<const uint8_t*>(step.values) + base;
         const uint32_t most = Shape(step.units).each;
-        for (uint32_t g = task.begin; g < end; g += most) {
-            const uint32_t units = min(most, end - g), missing = UNITS - units;
-            const uint32_t n = min(units * positions, position - g * positions) * row, at = g * positions * row;
-            put(keys + at, n, missing);
-            put(values + at, n, missing);
+        for (;;) {
+            // Keys and values in turn.
+            const uint32_t k = next - task.chunk, g = task.begin + k / 2 * most;
+            if (g >= end) break;
+            const uint8_t* const rows = static_cast<const uint8_t*>(k % 2 == 0 ? step.keys : step.values) + base;
+            const uint32_t units = min(most, end - g);
+            put(rows + g * positions * row, min(units * positions, position - g * positions) * row, UNITS - units);
         }
     }
 
-    __device__ __forceinline__ void ask_tiles(const Instruction& step, uint32_t begin, uint32_t end) {
+    __device__ __forceinline__ void ask_tiles(const Instruction& step, const Task& task) {
         const Shape shape(step.units);
-        const uint32_t most = shape.each, pairs = step.kind == GATE_UP;
-        const uint8_t* const weight[3] = {step.weight[0], step.weight[1], step.weight[2]};
+        const uint32_t per = shape.chunks(shape.units), pairs = step.kind == GATE_UP;
+        const uint32_t last = shape.units - (per - 1) * shape.each;  // units of a tile's last chunk
         const uint32_t t0 = pairs ? 0 : static_cast<uint32_t>(step.tiles[0]);
         const uint32_t t1 = t0 + static_cast<uint32_t>(step.tiles[1]);
-        const uint32_t unit_bytes[2] = {static_cast<uint32_t>(step.unit_bytes[0]), static_cast<uint32_t>(step.unit_bytes[1])};
-        const uint32_t tile_bytes[2] = {static_cast<uint32_t>(step.tile_bytes[0]), static_cast<uint32_t>(step.tile_bytes[1])};
-        for (uint32_t v = begin; v < end; v++) {
-            const uint8_t* from;
-            uint32_t chunk = unit_bytes[0] * most, left = tile_bytes[0];
-            if (pairs) {
-                from = ((v & 1) == 0 ? weight[0] : weight[1]) + static_cast<uint64_t>(v / 2) * left;
-            } else if (v < t0) {
-                from = weight[0] + static_cast<uint64_t>(v) * left;
-            } else if (v < t1) {
-                from = weight[1] + static_cast<uint64_t>(v - t0) * left;
-            } else {
-                chunk = unit_bytes[1] * most, left = tile_bytes[1];
-                from = weight[2] + static_cast<uint64_t>(v - t1) * left;
-            }
-            uint32_t k = shape.units;
-            for (; k > most; k -= most) {
-                put(from, chunk, UNITS - most);
-                from += chunk;
-                left -= chunk;
-            }
-            put(from, left, UNITS - k);
+        uint32_t v = task.begin, j = next - task.chunk;
+        for (;;) {
+            while (j >= per) j -= per, v++;
+            if (v >= task.end) break;
+            const uint32_t item = item_of(pairs ? v / 2 : v);
+            const uint32_t m = pairs ? v & 1 : item < t0 ? 0 : item < t1 ? 1 : 2;
+            const uint32_t tile = pairs ? item : item - (m == 0 ? 0 : m == 1 ? t0 : t1), other = m == 2;
+            const uint32_t bytes = static_cast<uint32_t>(step.tile_bytes[other]);
+            const uint32_t at = j * shape.each * static_cast<uint32_t>(step.unit_bytes[other]);
+            const bool ends = j + 1 == per;
+            put(step.weight[m] + static_cast<uint64_t>(tile) * bytes + at,
+                ends ? bytes - at : shape.each * static_cast<uint32_t>(step.unit_bytes[other]), UNITS - (ends ? last : shape.each));
+            j += ASKERS;
         }
     }
 
-    // Asks for `steps` steps.
+    // Asks for its part of `steps` steps.
     __device__ __forceinline__ void run(uint32_t steps, uint32_t position) {
         for (uint32_t i = 0; i < steps; i++) {
             const uint32_t r = wait_row(i);
             const Instruction& step = board.rows[r];
             const Task task = board.tasks[r];
             if (step.kind == ATTENTION) ask_positions(step, task, position);
-            else if (step.kind != EMBED) ask_tiles(step, task.begin, task.end);
+            else if (step.kind != EMBED) ask_tiles(step, task);
             barrier_arrive(gemv::shared_address(board.row_empty + r), 1);
         }
     }
@@ -125,8 +116,12 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c) {
 // in any order, and a barrier tells only every other lap apart. All chunks before `known` have arrived.
 __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c, uint32_t& known) {
     if (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS)) {
-        const volatile uint32_t& asked = board().asked;
-        do known = asked - FLIGHT;
+        static_assert(ASKERS == 4, "each is looked at");
+        const volatile uint32_t& first = board().asked[0];
+        const volatile uint32_t& second = board().asked[1];
+        const volatile uint32_t& third = board().asked[2];
+        const volatile uint32_t& fourth = board().asked[3];
+        do known = min(min(uint32_t(first), uint32_t(second)), min(uint32_t(third), uint32_t(fourth))) - FLIGHT;
         while (static_cast<int32_t>(c - known) >= static_cast<int32_t>(CHUNKS));
     }
     return wait_chunk(c);

@@ -30,22 +30,19 @@ __device__ __forceinline__ Share share_of(const Instruction& step, uint32_t posi
     return s;
 }
 
-// The tiles of a block: an equal, contiguous run of a step's items.
-struct Run {
-    uint32_t begin, end;
-};
-__device__ __forceinline__ Run run_of(const Instruction& step) {
-    const uint32_t items = static_cast<uint32_t>(step.items), each = step.kind == GATE_UP ? 2 : 1;
-    return Run{items * blockIdx.x / gridDim.x * each, items * (blockIdx.x + 1) / gridDim.x * each};
-}
+// The n-th item of this block, of a step's that are shared out like cards: all blocks do the first part of them
+// at the same time, so that it is complete long before the last post, and whoever reads it need not wait. The last
+// blocks come first: what is left over is not for those who attend.
+__device__ __forceinline__ uint32_t item_of(uint32_t n) { return gridDim.x - 1 - blockIdx.x + n * gridDim.x; }
+// How many of `items` it has.
+__device__ __forceinline__ uint32_t count_of(uint32_t items) { return (items + blockIdx.x) / gridDim.x; }
 
 __device__ __forceinline__ Task task_of(const Instruction& step, uint32_t position, uint32_t chunk) {
     if (step.kind == ATTENTION) {
         const Share s = share_of(step, position);
         return Task{chunk, s.begin, s.end, s.head, s.split, s.splits};
     }
-    const Run run = run_of(step);
-    return Task{chunk, run.begin, run.end, 0, 0, 0};
+    return Task{chunk, 0, count_of(static_cast<uint32_t>(step.items)) * (step.kind == GATE_UP ? 2 : 1), 0, 0, 0};
 }
 
 // Behind every tile: of a warp that has none.
@@ -78,7 +75,7 @@ __device__ __forceinline__ Work work_of(const Instruction& step, const Task& tas
     w.n = multiplies ? set : NO_TILE, w.tiles = w.second = task.end - task.begin;
     if (kind == QKV) {
         const uint32_t before = static_cast<uint32_t>(step.tiles[0]) + static_cast<uint32_t>(step.tiles[1]);
-        w.second = min(w.second, before - min(before, task.begin));
+        w.second = count_of(before);
     }
     w.at_once = shape.at_once;
     const uint32_t chunks = shape.chunks(shape.units), place = Shape::divide(first, shape.inverse);
@@ -140,13 +137,14 @@ __device__ __forceinline__ void plan(Board& board, const Instruction* program, u
     }
 }
 
-// Which matrix tile v of a step is of, and which tile of it.
+// Which matrix tile v of a block's is of, and which tile of it.
 __device__ __forceinline__ uint32_t matrix_of(const Instruction& step, uint32_t& v) {
     if (step.kind == GATE_UP) {
         const uint32_t m = v & 1;
-        v >>= 1;
+        v = item_of(v >> 1);
         return m;
     }
+    v = item_of(v);
     const uint32_t t0 = static_cast<uint32_t>(step.tiles[0]), t1 = static_cast<uint32_t>(step.tiles[1]);
     if (v < t0) return 0;
     v -= t0;

@@ -10,7 +10,7 @@
 use super::driver::{Context, DeviceMemory, Stream};
 use crate::error::{Error, Result};
 use crate::ops::{Arg, Buf, Launch};
-use crate::plan::program::{ASKING_WARPS, Program, SLOTS, Slot, WARPS};
+use crate::plan::program::{HELPERS, Program, SLOTS, Slot, WARPS};
 
 /// Module and entry of the kernel.
 pub(super) const MODULE: &str = "persistent";
@@ -130,7 +130,7 @@ impl BoundProgram {
             module: MODULE.to_owned(),
             kernel: ENTRY.to_owned(),
             grid: p.grid,
-            block: 32 * (WARPS + ASKING_WARPS),
+            block: 32 * (WARPS + HELPERS),
             cluster: 1,
             shared_bytes: p.shared_bytes,
             programmatic: false,

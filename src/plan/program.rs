@@ -15,8 +15,8 @@ use crate::quant::{TileLayout, tile};
 pub const SLOTS: usize = 48;
 /// Warps of a block.
 pub const WARPS: u32 = 16;
-/// Warps that ask for weights: one thread does, a warp group is given its registers.
-pub const ASKING_WARPS: u32 = 4;
+/// Warps beside them, which ask for weights, plan and finish: in fours, by which registers are given.
+pub const HELPERS: u32 = 8;
 /// Shared memory ahead of the ring: instructions, barriers (`Board` of `ptx/persistent/board.cuh`).
 const BOARD_BYTES: u32 = 14592;
 /// Chunks of the ring.
@@ -541,6 +541,7 @@ mod tests {
             ("UNITS", UNITS),
             ("SLOTS", SUMS),
             ("HEADS", HEADS),
+            ("HELPERS", HELPERS),
             ("POSITIONS", POSITIONS),
         ] {
             assert_eq!(declared(name), Some(here), "{name}");
