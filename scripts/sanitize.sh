@@ -42,7 +42,7 @@ one() {
         racecheck) flags=(--racecheck-report analysis) ;;
         initcheck) ;;
         # The barriers of a ring, of all blocks: each takes memory of the device.
-        synccheck) [ "$way" = persistent ] && flags=(--num-cuda-barriers 8192) || flags=(--num-cuda-barriers 40960) ;;
+        synccheck) [ "$way" = persistent ] && flags=(--num-cuda-barriers 8192) || flags=(--num-cuda-barriers 16384) ;;
     esac
     if [ "$way" = generate ]; then
         command=("$bench" generate --synthetic "tiny:${name%%-*}" --backend cuda
