@@ -30,6 +30,8 @@ extern "C" __global__ void __launch_bounds__((GEMV_WARPS + HELPERS) * 32, 1)
     }
     __syncthreads();
 
+    // The launch's registers are shared out anew, 768 x 80 = 512 x 96 + 128 x 64 + 128 x 32: more than it has would be
+    // waited for without end.
     if (thread_index() >= THREADS) {
         const uint32_t warp = thread_index() / 32;
         // They end here; joined with the other way's code theirs would be held to its registers.

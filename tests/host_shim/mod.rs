@@ -167,7 +167,8 @@ fn with_shared_memory(source: &str) -> String {
 /// As the host's compiler takes it.
 fn for_the_host(source: &str) -> String {
     with_shared_memory(&without_ptx(source))
-        // What a loop reads until others have changed it.
+        // What a loop reads until others have changed it. Written in another way it is a plain load here, and
+        // the loop never lets the others run.
         .replace("const volatile uint32_t& ", "const shim::Watched ")
         .replace("#include <cuda_", "// #include <cuda_")
 }
