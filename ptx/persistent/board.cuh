@@ -164,7 +164,8 @@ __device__ __forceinline__ void open(Board& board) {
 // The threads that multiply.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 // And those that finish: the sums of a batch of tiles are complete, and those of the batch before are used up.
-__device__ __forceinline__ void sync_sums() { asm volatile("bar.sync 2, %0;" ::"n"(THREADS + FINISHERS) : "memory"); }
+// Not bar.sync, which is the aligned form: all who come to it would have to come by the same instruction.
+__device__ __forceinline__ void sync_sums() { asm volatile("barrier.sync 2, %0;" ::"n"(THREADS + FINISHERS) : "memory"); }
 
 // --- The steps at hand ----------------------------------------------------------------------------
 
