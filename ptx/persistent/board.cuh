@@ -149,7 +149,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
 
 __device__ __forceinline__ void open(Board& board) {
     if (threadIdx.x < ROWS_AHEAD) {
-        barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 1);
+        // Every lane of the warp that plans arrives for what it wrote itself.
+        barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 32);
         // The warps that multiply and those that finish, and the threads that ask.
         barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + ASKERS);
     }
