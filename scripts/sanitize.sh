@@ -19,7 +19,8 @@
 # TOOLS, WAYS      others than all: of none racecheck memcheck initcheck synccheck; of those above, generate
 # FORMATS          of GPU_TRUST's tests, by name: q4_0, q4_k_q6_k, at_depth
 # TYPES            mixtures for DECODE_BENCH: q4_k_m q8_0
-# JOBS=12          at a time: the tools take gigabytes each, of both memories, and what finds none ends with an error
+# JOBS=12          at a time: the tools take gigabytes each, of both memories, and what finds none ends with an error or
+#                  counts launches that it could not follow as errors: synccheck wants JOBS=2
 # LIMIT=200        seconds for a run; racecheck of the persistent kernel takes 50 to 160
 # DRY=1            prints the commands
 set -uo pipefail
