@@ -30,18 +30,16 @@ extern "C" __global__ void __launch_bounds__((GEMV_WARPS + HELPERS) * 32, 1)
     }
     __syncthreads();
 
-    // The launch's registers are shared out anew, 768 x 80 = 512 x 96 + 128 x 64 + 128 x 32: more than it has would be
-    // waited for without end.
     if (thread_index() >= THREADS) {
         const uint32_t warp = thread_index() / 32;
         // They end here; joined with the other way's code theirs would be held to its registers.
         if (warp >= ASKING) {
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(ASKING_REGISTERS));
             if (active && thread_index() % 32 == 0) Producer(board(), ring(), chunk_bytes, warp - ASKING).run(last - first, head.y);
             asm volatile("exit;");
             __builtin_unreachable();
         }
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PLANNING_REGISTERS));
         if (warp >= FINISHING && finisher() < FINISHERS) {
             if (active) finish_all(last - first);
             if (last == steps) asm volatile("bar.arrive 3, %0;" ::"n"(THREADS + FINISHERS) : "memory");
@@ -51,7 +49,7 @@ extern "C" __global__ void __launch_bounds__((GEMV_WARPS + HELPERS) * 32, 1)
         asm volatile("exit;");
         __builtin_unreachable();
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MULTIPLYING_REGISTERS));
     if (active) {
         for (uint32_t i = 0;; i++) {
             const uint32_t r = wait_row(i);

@@ -23,6 +23,12 @@ constexpr uint32_t ASKING = WARPS + 4;    // asks for weights (stream.cuh), from
 constexpr uint32_t ASKERS = 4;            // warps, a thread each
 constexpr uint32_t HELPERS = 8;           // warps that do not multiply; one has nothing to do
 
+// Registers of a thread: the launch's are shared out anew. One too many, and the kernel waits for it without end.
+constexpr uint32_t LAUNCHED_REGISTERS = 65536 / ((WARPS + HELPERS) * 32) / 8 * 8;
+constexpr uint32_t MULTIPLYING_REGISTERS = 96, PLANNING_REGISTERS = 64, ASKING_REGISTERS = 32;
+static_assert(WARPS * MULTIPLYING_REGISTERS + 4 * PLANNING_REGISTERS + 4 * ASKING_REGISTERS <= (WARPS + HELPERS) * LAUNCHED_REGISTERS,
+              "no more than the launch has");
+
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
 constexpr uint32_t FLIGHT = 6;   // on their way, at most

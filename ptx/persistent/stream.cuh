@@ -22,8 +22,12 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
 }
 
 // One of ASKERS threads, each of a warp of its own, which has every ASKERS-th chunk: one alone takes as long for
-// a chunk as the memory does to bring it. FLIGHT is even, so that a barrier that is waited for is never
-// two laps away: what lies FLIGHT before the last chunk of a place is of the thread itself, or of one that waits for it.
+// a chunk as the memory does to bring it.
+//
+// A barrier tells every other lap apart. Before chunk n a thread waits for n - FLIGHT, whose place is asked for again
+// with n + CHUNKS - FLIGHT: by this thread, after n, or by one that first waits for a chunk that this thread asks
+// for after n. So the next lap cannot end meanwhile.
+static_assert(FLIGHT % 2 == 0 && FLIGHT <= CHUNKS / 2 && ENOUGH == ASKERS, "no barrier is waited for a lap late");
 struct Producer {
     Board& board;
     uint32_t chunk_bytes, barriers;  // shared address of `full`; `empty` follows
