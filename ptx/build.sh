@@ -6,6 +6,9 @@
 #   ptx/build.sh --check    rebuild elsewhere and compare byte for byte, then assemble for every
 #                           supported architecture, print registers, shared memory and spills, and
 #                           fail if a hot module spills
+#   ptx/build.sh --every-lane FOLDER
+#                           the persistent kernel as racecheck can follow it (persistent/board.cuh, ARRIVING), for
+#                           scripts/sanitize.sh with KERNELS=FOLDER
 #
 # The compiler is the pinned one of requirements.txt, in .cuda/ at the top of the repository unless
 # CUDA_HOME says where it is. Only its version, not the machine, decides the bytes of the output.
@@ -171,8 +174,14 @@ case ${1:-} in
         exit 1
     fi
     ;;
+--every-lane)
+    folder=${2:?folder for the kernel}
+    [[ $folder == /* ]] || folder=$OLDPWD/$folder
+    mkdir -p "$folder"
+    compile persistent persistent.cu -DEVERY_LANE "$folder" 90
+    ;;
 -*)
-    echo "usage: ptx/build.sh [--check | MODULE…]" >&2
+    echo "usage: ptx/build.sh [--check | --every-lane FOLDER | MODULE…]" >&2
     exit 2
     ;;
 *)

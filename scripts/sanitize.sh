@@ -22,6 +22,8 @@
 # JOBS=12          at a time: the tools take gigabytes each, of both memories, and what finds none ends with an error or
 #                  does not follow every launch, which is unfinished here: synccheck wants JOBS=2
 # LIMIT=200        seconds for a run; racecheck of the persistent kernel takes 50 to 160
+# KERNELS=FOLDER   kernels in place of those of GPU_TRUST: racecheck cannot follow the persistent kernel as it is, see
+#                  ptx/build.sh --every-lane
 # DRY=1            prints the commands
 set -uo pipefail
 out=${1:?folder for logs} trust=${2:?gpu_trust binary} bench=${3:-}

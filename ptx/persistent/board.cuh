@@ -29,6 +29,15 @@ constexpr uint32_t MULTIPLYING_REGISTERS = 96, PLANNING_REGISTERS = 64, ASKING_R
 static_assert(WARPS * MULTIPLYING_REGISTERS + 4 * PLANNING_REGISTERS + 4 * ASKING_REGISTERS <= (WARPS + HELPERS) * LAUNCHED_REGISTERS,
               "no more than the launch has");
 
+// Lanes that arrive at a barrier for their warp. racecheck follows an mbarrier by the threads that arrive at it, and no
+// barrier by number at which warps of different code meet: for it every lane arrives, and sums are behind an
+// mbarrier too (ptx/build.sh --every-lane). Nothing else differs; it takes 3% longer on a 1B.
+#ifdef EVERY_LANE
+constexpr uint32_t ARRIVING = 32;
+#else
+constexpr uint32_t ARRIVING = 1;
+#endif
+
 constexpr uint32_t UNITS = 8;    // of a chunk, at most
 constexpr uint32_t CHUNKS = 16;  // in the ring: a power of two
 constexpr uint32_t FLIGHT = 6;   // on their way, at most
@@ -98,6 +107,9 @@ struct alignas(128) Board {
     Work work[ROWS_AHEAD][WARPS];
     uint64_t row_full[ROWS_AHEAD], row_empty[ROWS_AHEAD];
     uint64_t full[CHUNKS], empty[CHUNKS];
+#ifdef EVERY_LANE
+    uint64_t sums;
+#endif
     Task tasks[ROWS_AHEAD];
     Parameters launch;
     uint32_t token, position, epoch;
@@ -155,10 +167,14 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
 
 __device__ __forceinline__ void open(Board& board) {
     if (threadIdx.x < ROWS_AHEAD) {
-        barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 1);
+        // Every lane of the warp that plans arrives for what it wrote itself.
+        barrier_init(gemv::shared_address(board.row_full + threadIdx.x), 32);
         // The warps that multiply and those that finish, and the threads that ask.
-        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), WARPS + FINISHERS / 32 + ASKERS);
+        barrier_init(gemv::shared_address(board.row_empty + threadIdx.x), (WARPS + FINISHERS / 32) * ARRIVING + ASKERS);
     }
+#ifdef EVERY_LANE
+    if (threadIdx.x == 0) barrier_init(gemv::shared_address(&board.sums), THREADS + FINISHERS);
+#endif
     if (threadIdx.x < CHUNKS) {
         barrier_init(gemv::shared_address(board.full + threadIdx.x), 1);
         barrier_init(gemv::shared_address(board.empty + threadIdx.x), UNITS);
@@ -169,8 +185,18 @@ __device__ __forceinline__ void open(Board& board) {
 
 // The threads that multiply.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
-// And those that finish: the sums of a batch of tiles are complete, and those of the batch before are used up.
-__device__ __forceinline__ void sync_sums() { asm volatile("bar.sync 2, %0;" ::"n"(THREADS + FINISHERS) : "memory"); }
+// And those that finish: the sums of a batch of tiles, in this half, are complete, and those of the batch before are
+// used up.
+// Not bar.sync, which is the aligned form: all who come to it would have to come by the same instruction.
+__device__ __forceinline__ void sync_sums(uint32_t half) {
+#ifdef EVERY_LANE
+    const uint32_t at = gemv::shared_address(&board().sums);
+    barrier_arrive(at, 1);
+    barrier_wait(at, half);
+#else
+    asm volatile("barrier.sync 2, %0;" ::"n"(THREADS + FINISHERS) : "memory");
+#endif
+}
 
 // --- The steps at hand ----------------------------------------------------------------------------
 
@@ -183,7 +209,7 @@ __device__ __forceinline__ uint32_t wait_row(uint32_t i) {
 // This warp is done with it.
 __device__ __forceinline__ void release_row(uint32_t i) {
     __syncwarp();
-    if (thread_index() % 32 == 0) barrier_arrive(gemv::shared_address(board().row_empty + i % ROWS_AHEAD), 1);
+    if (thread_index() % 32 < ARRIVING) barrier_arrive(gemv::shared_address(board().row_empty + i % ROWS_AHEAD), 1);
 }
 
 // --- Readings of the clock ------------------------------------------------------------------------

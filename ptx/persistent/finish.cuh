@@ -86,9 +86,9 @@ struct Step {
         notes = board().launch.trace != nullptr && finisher() == 0;
     }
 
-    // The sums of tiles base .. are there.
-    __device__ __forceinline__ void wait(uint32_t base) const {
-        sync_sums();
+    // The sums of tiles base .. are there, in this half.
+    __device__ __forceinline__ void wait(uint32_t base, uint32_t now) const {
+        sync_sums(now);
         if (notes && base == begin) note(index, FIRST, cycles());
     }
     __device__ __forceinline__ const float* sums(uint32_t which) const { return Memory().half(which); }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void finish_project(const Step& s) {
         };
         carried();
         const float* p = s.sums(half) + i / ROWS * parts * ROWS + i % ROWS;
-        s.wait(base);
+        s.wait(base, half);
         while (i - finisher() % 32 < count) {
             const float v = (there ? total<float>(p, parts) : 0.f) + b + a;
             publish(mail, rows, r, v, g, there, tag);
@@ -181,7 +181,7 @@ __device__ __forceinline__ void finish_head(const Step& s) {
     uint32_t half = s.half;
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const float* p = s.sums(half) + finisher() / ROWS * parts * ROWS + finisher() % ROWS;
-        s.wait(base);
+        s.wait(base, half);
         for (uint32_t i = finisher(); i < s.count(base) * ROWS; i += FINISHERS, p += FINISHERS * parts) {
             const uint32_t r = row_of(base * ROWS + i);
             if (r >= rows) break;
@@ -207,7 +207,7 @@ __device__ __forceinline__ void finish_gate_up(const Step& s) {
     for (uint32_t base = s.begin; base < s.end; base += s.at_once) {
         const uint32_t count = s.count(base) / 2 * ROWS;
         const float* p = s.sums(half) + finisher() / ROWS * 2 * parts * ROWS + finisher() % ROWS;
-        s.wait(base);
+        s.wait(base, half);
         for (uint32_t i = finisher(); i < count; i += FINISHERS, p += 2 * FINISHERS * parts) {
             const uint32_t r = row_of(base / 2 * ROWS + i);
             if (r >= rows) break;
@@ -270,7 +270,7 @@ __device__ __forceinline__ void finish_qkv(const Step& s) {
                                  board().position * static_cast<uint32_t>(step.head_dim);
             __half* const cache = static_cast<__half*>(w.matrix == 2 ? step.values : step.keys) + row;
             if (!waited) {
-                s.wait(base);
+                s.wait(base, half);
                 waited = true;
             }
             if (i >= count || !w.inside) continue;

@@ -168,7 +168,7 @@ __device__ __forceinline__ void product(const Instruction& step, const Work& w) 
             add_up(w, way, format >> 8, to);
             if (to == end) break;
         }
-        sync_sums();
+        sync_sums(half);
         if (end == w.tiles) break;
         const uint32_t base = end;
         end = min(base + w.at_once, w.tiles), second = min(w.second, end);

@@ -132,8 +132,7 @@ __device__ __forceinline__ void plan(Board& board, const Instruction* program, u
         }
         half = (half + batches_of(step, task)) & 1;
         chunk += chunks_of(step, task);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(gemv::shared_address(board.row_full + r), 1);
+        barrier_arrive(gemv::shared_address(board.row_full + r), 1);
     }
 }
 

@@ -8,12 +8,14 @@ use crate::format_models::{self, Formats};
 use crate::small_model::SmallModel;
 use decode_graph::arch::{PlanOptions, record};
 use decode_graph::checkpoint::Checkpoint;
+use decode_graph::cuda::kernels::{self, PROGRAMMATIC_COMPUTE};
 use decode_graph::cuda::{CudaEngine, CudaOptions};
 use decode_graph::ops::{KvType, Sampling};
 use decode_graph::plan::{DecodePlan, fuse};
 use decode_graph::quant::QuantFormat;
 use decode_graph::session::{DebugLevel, Mode};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// Positions of the cache, all of which are filled.
 const CAPACITY: u32 = 4;
@@ -35,6 +37,17 @@ fn plain(checkpoint: &Checkpoint, capacity: u32, kv: KvType) -> DecodePlan {
     record(checkpoint, PlanOptions { capacity, kv }).unwrap()
 }
 
+/// The kernels of the folder KERNELS instead of those of the crate, as far as it has them: of scripts/sanitize.sh.
+fn kernel(module: &str, compute: (u32, u32)) -> Option<&'static str> {
+    let own = std::env::var_os("KERNELS")
+        .map(|folder| Path::new(&folder).join(format!("{module}.sm90.ptx")))
+        .filter(|file| compute >= PROGRAMMATIC_COMPUTE && file.exists());
+    match own {
+        Some(file) => Some(Box::leak(std::fs::read_to_string(file).unwrap().into_boxed_str())),
+        None => kernels::ptx(module, compute),
+    }
+}
+
 /// A token for each position from `from` on, in each of `ways`: they must be the same.
 fn decode(
     checkpoint: &Checkpoint,
@@ -46,7 +59,8 @@ fn decode(
     let mut seen = Vec::new();
     for &(mode, debug) in ways {
         let options = CudaOptions { mode, debug, persistent, ..CudaOptions::default() };
-        let mut engine = CudaEngine::new(checkpoint, plan, options, &mut |_, _| {}).unwrap();
+        let mut engine =
+            CudaEngine::with_kernels(checkpoint, plan, options, &kernel, &mut |_, _| {}).unwrap();
         engine.debug_to(Box::new(std::io::sink()));
         if mode == Mode::Graph {
             // What has no program runs as the chain does, and would show nothing here.
