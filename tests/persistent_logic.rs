@@ -283,8 +283,8 @@ const DEFECTS: [(&str, Defect); 9] = [
         "a barrier between the parts of a product and their sum",
         Defect {
             file: "product.cuh",
-            what: "sync_sums();\n        if (end == w.tiles) break;",
-            with: "if (!PLANTED) sync_sums();\n        if (end == w.tiles) break;",
+            what: "sync_sums(half);\n        if (end == w.tiles) break;",
+            with: "if (!PLANTED) sync_sums(half);\n        if (end == w.tiles) break;",
         },
     ),
     (

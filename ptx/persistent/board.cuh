@@ -177,7 +177,7 @@ __device__ __forceinline__ void open(Board& board) {
 #endif
     if (threadIdx.x < CHUNKS) {
         barrier_init(gemv::shared_address(board.full + threadIdx.x), 1);
-        barrier_init(gemv::shared_address(board.empty + threadIdx.x), UNITS);
+        barrier_init(gemv::shared_address(board.empty + threadIdx.x), UNITS * ARRIVING);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();

@@ -44,7 +44,7 @@ struct Producer {
     __device__ __forceinline__ void put(const uint8_t* from, uint32_t n, uint32_t missing) {
         const uint32_t d = next % CHUNKS, full = barriers + 8 * d, empty = full + 8 * CHUNKS;
         if (next >= CHUNKS) barrier_wait(empty, (next / CHUNKS - 1) & 1);
-        if (missing != 0) barrier_arrive(empty, missing);
+        if (missing != 0) barrier_arrive(empty, missing * ARRIVING);
         // What is on its way stands in front of the mail: no more of it than the memory needs to be busy, and
         // somewhat less while mail is waited for.
         if (next >= FLIGHT) {
@@ -136,6 +136,6 @@ __device__ __forceinline__ const uint8_t* wait_chunk(uint32_t c, uint32_t& known
 __device__ __forceinline__ void release_chunk(uint32_t c, uint32_t lane) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
-    if (lane == 0) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), 1);
+    if (lane < ARRIVING) barrier_arrive(gemv::shared_address(board().empty + c % CHUNKS), 1);
 }
 }  // namespace persistent
