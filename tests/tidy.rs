@@ -210,9 +210,11 @@ fn unsafe_stands_only_in_the_listed_files() {
 
 #[test]
 fn the_environment_is_read_in_one_place() {
-    // `env!` of Cargo's own variables is read when the crate is built; so is the one commit below.
+    // `env!` of Cargo's own variables is read when the crate is built; so is the one commit below. A tool that runs
+    // prebuilt tests (scripts/sanitize.sh) can hand them a folder of kernels in no other way.
     let reads = ["env::var", "env::vars", "var_os(", "from_env(", "getenv", "option_env!"];
     let at_build = "option_env!(\"DECODE_GRAPH_COMMIT\")";
+    let sanitized = ("tests/few_tokens/mod.rs", "std::env::var_os(\"KERNELS\")");
     let mut wrong = Vec::new();
     for (path, text) in texts(&[".rs"]) {
         if path == ENVIRONMENT || path == "tests/tidy.rs" {
@@ -221,6 +223,10 @@ fn the_environment_is_read_in_one_place() {
         wrong.extend(
             code(&text)
                 .map(|(n, line)| (n, line.replace(at_build, "")))
+                .map(|(n, line)| match path == sanitized.0 {
+                    true => (n, line.replacen(sanitized.1, "", 1)),
+                    false => (n, line),
+                })
                 .filter(|(_, line)| {
                     reads.iter().any(|read| line.contains(read))
                         || line.contains("env!(\"") && !line.contains("env!(\"CARGO")
