@@ -4,6 +4,7 @@
 
 mod counting_allocator;
 mod gguf_file;
+mod warnings;
 
 use counting_allocator::{bounded, measured};
 use decode_graph::checkpoint::{Checkpoint, TensorInfo, Value, write_gguf};
@@ -347,7 +348,13 @@ fn offsets_are_the_running_sum_and_inside_the_file() {
     let whole = Gguf::default().tensor("a", &[8], 0, &[0; 32]).bytes();
     expect("T23 D01", &whole[..whole.len() - 1], Defect::Truncated);
     expect("D02", &whole[..whole.len() - 32], Defect::Truncated);
-    assert!(open(&[&whole[..], b"junk"].concat()).is_ok(), "D03");
+    let (junk, said) = warnings::of(|| open(&[&whole[..], b"junk"].concat()));
+    assert!(junk.is_ok(), "D03");
+    assert!(
+        matches!(&said[..], [one] if one.contains(": 4 bytes after the last tensor")),
+        "D03: {said:?}"
+    );
+    assert_eq!(warnings::of(|| open(&whole)).1, [""; 0], "D03: of a whole file nothing");
     let mut dirty = minimal();
     let header = dirty.header().len();
     dirty.data[54] = 0xEE;

@@ -7,6 +7,7 @@
 mod counting_allocator;
 mod gguf_file;
 mod small_model;
+mod warnings;
 
 use counting_allocator::{bounded, measured};
 use decode_graph::arch::{PlanOptions, record};
@@ -332,7 +333,14 @@ fn a_vocabulary_that_cannot_be_used_is_refused_by_key_and_place() {
     vocabulary("V04", new().set("scores", 9, bytes()), Is::Bad(BadType, "scores"));
     vocabulary("V05", new().set("token_type", 9, bytes()), Is::Bad(BadType, "token_type"));
     let odd = list(5, 7, &[255i32; 7].map(i32::to_le_bytes).concat());
-    vocabulary("V06", new().set("token_type", 9, odd), Is::Served);
+    vocabulary("V06", new().set("token_type", 9, odd.clone()), Is::Served);
+    let (_, said) = warnings::of(|| tokenizer(&new().set("token_type", 9, odd).bytes()));
+    assert!(
+        said.iter().any(|s| s.contains("token_type: 7 values outside 1 to 6")),
+        "V06: {said:?}"
+    );
+    let (_, said) = warnings::of(|| tokenizer(&new().bytes()));
+    assert!(!said.iter().any(|s| s.contains("token_type")), "V06: {said:?}");
     for id in [7, 1 << 31, u32::MAX - 1] {
         let v = new().set("bos_token_id", 4, u32s(id));
         vocabulary("V07", v, Is::Bad(BadValue, "bos_token_id"));
