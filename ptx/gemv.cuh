@@ -53,7 +53,7 @@ __device__ __forceinline__ float4 load_dependent(const float* p) {
 
 // ---------------------------------------------------------------------------------------- ring
 
-// A warp's private ring of units in shared memory; its lane 0 fills it.
+// A warp's private ring of units in shared memory; its lane 0 fills it. All threads of the block make theirs together.
 struct Ring {
 #if __CUDA_ARCH__ >= 900
     uint32_t barriers;  // shared address of this warp's mbarriers
@@ -72,7 +72,9 @@ struct Ring {
         if (lane < count)
             asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barriers + 8 * lane) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        __syncwarp();
+        // A warp uses its own barriers only, and __syncwarp would do. But racecheck takes the copies of a
+        // warp that starts before the others have made theirs for a hazard of the loads that wait for them.
+        __syncthreads();
     }
     // Lane 0 only.
     __device__ __forceinline__ void fill(uint32_t s, const uint8_t* unit, uint32_t n) const {

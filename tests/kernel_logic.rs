@@ -274,6 +274,7 @@ const NONE: [usize; 0] = [];
 const FEW: Place = (2, 0);
 const SPLIT: Place = (16, 300);
 const LONG: Place = (16, 1100);
+/// Its first barrier is the ring's, which code for 8.0 has not.
 const PRODUCT_BARRIER: (&str, &str, &str) = ("gemv.cuh", "__syncthreads()", "(void)0");
 const PRODUCT_LANE: (&str, &str, &str) = ("gemv.cuh", "__shfl_xor_sync", "wrong_lane");
 const SHORT_BARRIER: (&str, &str, &str) = ("attention_head.cuh", "__syncthreads()", "(void)0");
@@ -289,7 +290,7 @@ fn without_a_defect_nothing_is_caught() {
 
 #[test]
 fn a_missing_barrier_and_a_wrong_lane_of_a_product_are_caught() {
-    assert_eq!(not_caught(PRODUCT_BARRIER, None, &[FEW]), NONE);
+    assert_eq!(not_caught(PRODUCT_BARRIER, Some(&[1, 2]), &[FEW]), NONE);
     assert_eq!(not_caught(PRODUCT_LANE, Some(&[1]), &[FEW]), NONE);
 }
 

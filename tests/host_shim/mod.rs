@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Inline PTX, by a part of its text, and the function of `shim.h` or `bulk.h` that does it with the same
 /// operands, outputs first. The first that fits counts.
-const KNOWN: [(&str, &str); 46] = [
+const KNOWN: [(&str, &str); 45] = [
     ("fence.", "nothing"),
     ("prefetch", "nothing"),
     ("globaltimer", "clock"),
@@ -59,7 +59,6 @@ const KNOWN: [(&str, &str); 46] = [
     ("mbarrier.arrive", "barrier_arrive"),
     ("mbarrier.try_wait", "barrier_try_wait"),
     ("bar.sync 1,", "meet_at<1>"),
-    ("bar.sync 2,", "meet_at<2>"),
     ("barrier.sync 2,", "meet_at<2>"),
     ("bar.sync 3,", "meet_at<3>"),
     ("bar.sync 4,", "meet_at<4>"),
